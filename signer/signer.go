@@ -4,8 +4,15 @@ package signer
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
+	"os"
+	"strings"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 )
 
 // Config is `credentials` of a backend. Exactly one of its fields is set.
@@ -33,9 +40,15 @@ type WebIdentity struct {
 	STSEndpoint  string        `yaml:"sts_endpoint"`
 }
 
+// Static is one fixed key pair, for S3 services without STS. Each value is named by an environment variable or by a
+// file, never written in the configuration.
 type Static struct {
-	AccessKeyIDEnv, SecretAccessKeyEnv, SessionTokenEnv    string
-	AccessKeyIDFile, SecretAccessKeyFile, SessionTokenFile string
+	AccessKeyIDEnv      string `yaml:"access_key_id_env"`
+	AccessKeyIDFile     string `yaml:"access_key_id_file"`
+	SecretAccessKeyEnv  string `yaml:"secret_access_key_env"`
+	SecretAccessKeyFile string `yaml:"secret_access_key_file"`
+	SessionTokenEnv     string `yaml:"session_token_env"`
+	SessionTokenFile    string `yaml:"session_token_file"`
 }
 
 type DefaultChain struct{}
@@ -67,18 +80,90 @@ type Options struct {
 }
 
 // Signer signs for one backend. It is safe for concurrent use.
-type Signer struct{}
+type Signer struct {
+	region string
+	now    func() time.Time
+	static aws.Credentials
+	v4     *v4.Signer
+}
 
 // New makes a Signer. ctx ends its background refreshes.
-func New(ctx context.Context, c Config, o Options) (*Signer, error) { panic("not written") }
+func New(ctx context.Context, c Config, o Options) (*Signer, error) {
+	s := &Signer{region: o.Region, now: o.Now}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	if c.Static == nil {
+		return nil, errors.New("credentials: only static is written so far")
+	}
+	creds, err := c.Static.read()
+	if err != nil {
+		return nil, fmt.Errorf("credentials: static: %w", err)
+	}
+	s.static = creds
+	s.v4 = v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping = true })
+	return s, nil
+}
+
+func (c *Static) read() (creds aws.Credentials, err error) {
+	for _, v := range []struct {
+		to              *string
+		name, env, file string
+		optional        bool
+	}{
+		{&creds.AccessKeyID, "access_key_id", c.AccessKeyIDEnv, c.AccessKeyIDFile, false},
+		{&creds.SecretAccessKey, "secret_access_key", c.SecretAccessKeyEnv, c.SecretAccessKeyFile, false},
+		{&creds.SessionToken, "session_token", c.SessionTokenEnv, c.SessionTokenFile, true},
+	} {
+		switch {
+		case v.env != "":
+			*v.to = os.Getenv(v.env)
+			if *v.to == "" {
+				return aws.Credentials{}, fmt.Errorf("%s_env: environment variable %s is not set", v.name, v.env)
+			}
+		case v.file != "":
+			b, err := os.ReadFile(v.file)
+			if err != nil {
+				return aws.Credentials{}, fmt.Errorf("%s_file: %w", v.name, err)
+			}
+			*v.to = strings.TrimSpace(string(b))
+			if *v.to == "" {
+				return aws.Credentials{}, fmt.Errorf("%s_file: %s is empty", v.name, v.file)
+			}
+		case !v.optional:
+			return aws.Credentials{}, fmt.Errorf("%s_env or %s_file is missing", v.name, v.name)
+		}
+	}
+	return creds, nil
+}
 
 // Role tells which role As would act as, or why it may not, without asking STS. "" where the backend knows no roles.
-func (s *Signer) Role(as As) (string, error) { panic("not written") }
+func (s *Signer) Role(as As) (string, error) {
+	if as.Role != "" {
+		return "", &Error{Kind: RoleNotAllowed, Message: "policy named a role, and this backend's credentials are static"}
+	}
+	return "", nil
+}
 
 // Sign signs req, whose URL, Host and headers are final. payloadHash is the value of x-amz-content-sha256, which
 // Sign sets too. Errors are *Error.
 func (s *Signer) Sign(ctx context.Context, req *http.Request, payloadHash string, as As) error {
-	panic("not written")
+	if _, err := s.Role(as); err != nil {
+		return err
+	}
+	if as.SessionPolicy != "" {
+		return &Error{Kind: RoleNotAllowed, Message: "policy narrows the session, and this backend's credentials are static"}
+	}
+	now := s.now()
+	if as.Principal == nil || !now.Before(as.Principal.Expires) {
+		return &Error{Kind: Expired, Message: "the identity has expired"}
+	}
+	req.Header.Del("X-Amz-Security-Token")
+	req.Header["X-Amz-Content-Sha256"] = []string{payloadHash}
+	if err := s.v4.SignHTTP(ctx, s.static, req, payloadHash, "s3", s.region, now); err != nil {
+		return &Error{Kind: Unavailable, Message: "the request could not be signed", Err: err}
+	}
+	return nil
 }
 
 // Kind says what a caller does about an error.
@@ -89,6 +174,7 @@ const (
 	Denied                         // STS refused: trust policy, duration, tags
 	Unavailable                    // STS or the credential source not reachable, or throttling
 	NoToken                        // web_identity, and the caller's session carries no token
+	Expired                        // the identity itself has expired
 )
 
 // Error is why a request could not be signed. Message is for the developer and holds no secret.
