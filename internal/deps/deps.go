@@ -18,6 +18,7 @@ import (
 	_ "github.com/go-git/go-git/v5"
 	_ "github.com/go-jose/go-jose/v4"
 	_ "github.com/go-jose/go-jose/v4/jwt"
+	_ "github.com/go-viper/mapstructure/v2"
 	_ "github.com/gobwas/glob"
 	_ "github.com/goccy/go-yaml"
 	_ "github.com/google/go-cmp/cmp"
