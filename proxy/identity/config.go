@@ -16,12 +16,6 @@ type IssuerConfig struct {
 	Leeway         *time.Duration    `yaml:"leeway"`
 }
 
-// SessionsConfig is `sessions`.
-type SessionsConfig struct {
-	KeyFile     string        `yaml:"key_file"`
-	MaxDuration time.Duration `yaml:"max_duration"`
-}
-
 // RevocationConfig is `revocation`.
 type RevocationConfig struct {
 	Store string `yaml:"store"`
@@ -30,5 +24,4 @@ type RevocationConfig struct {
 
 // Check reports every problem of the section offline, each with its path below the section ("audiences", "required_claims.x").
 func (c *IssuerConfig) Check(report func(path, problem string))     {}
-func (c *SessionsConfig) Check(report func(path, problem string))   {}
 func (c *RevocationConfig) Check(report func(path, problem string)) {}

@@ -58,12 +58,6 @@ type Proof struct {
 	ExpiresAt time.Time
 }
 
-// ChunkSignatures verifies a signed body chunk by chunk. It implements s3wire.ChunkVerifier.
-type ChunkSignatures struct{}
-
-func (c *ChunkSignatures) VerifyChunk(signature string, sum [32]byte) error   { panic("not written") }
-func (c *ChunkSignatures) VerifyTrailer(signature string, sum [32]byte) error { panic("not written") }
-
 // Authenticator verifies every kind of credential, for every door alike.
 type Authenticator struct{}
 
