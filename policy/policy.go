@@ -3,7 +3,6 @@
 package policy
 
 import (
-	"context"
 	"encoding/json"
 	"time"
 )
@@ -24,9 +23,6 @@ type Git struct {
 	Path     string        `yaml:"path"`
 	Interval time.Duration `yaml:"interval"`
 }
-
-// Check reports every problem of the section, each with its path below it.
-func (c *Config) Check(report func(path, problem string)) {}
 
 // Identity is `input.identity`.
 type Identity struct {
@@ -49,12 +45,6 @@ type Attributes struct {
 	User       string   `json:"user"`
 	Groups     []string `json:"groups"`
 }
-
-// Subject is an Identity made ready for evaluation once, and used for every request of its token.
-type Subject struct{}
-
-// NewSubject copies what it needs of id.
-func NewSubject(id *Identity) *Subject { panic("not written") }
 
 // Request is `input.request`: what policy may know of the request beside the access. No raw headers: only those
 // that the operation's table allows.
@@ -121,29 +111,3 @@ type ShadowDecision struct {
 	Revision string   `json:"policy_revision,omitempty"`
 	Error    string   `json:"error,omitempty"`
 }
-
-// Engine decides by the policy in force.
-type Engine struct{}
-
-// Open loads the policy and keeps it current until ctx ends. It fails where there is no good policy to start with.
-func Open(ctx context.Context, c Config, onReload func(Status)) (*Engine, error) {
-	panic("not written")
-}
-
-// Decide asks policy about every access. An error means that nothing was decided: refuse.
-func (e *Engine) Decide(ctx context.Context, q *Question) (*Decision, error) { panic("not written") }
-
-// Allowed reports for each of the accesses by itself whether it is allowed (ListBuckets, listings).
-func (e *Engine) Allowed(ctx context.Context, q *Question) ([]bool, error) { panic("not written") }
-
-// Status is the health of the policy.
-type Status struct {
-	Revision string
-	Loaded   time.Time // when the policy in force was loaded
-	Err      error     // why the newest could not be loaded; nil = in force
-}
-
-func (e *Engine) Status() Status { panic("not written") }
-
-// Reload loads the policy again now; the old one stays in force where that fails.
-func (e *Engine) Reload(ctx context.Context) error { panic("not written") }

@@ -1,0 +1,369 @@
+package policy
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/topdown"
+)
+
+// maxSessionPolicy is how many characters AWS takes as the policy of an assumed role's session.
+// https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
+const maxSessionPolicy = 2048
+
+// answer is what the rules say of one access.
+type answer struct {
+	allow         bool
+	reasons       []string // why not: of `deny` and `reasons`, sorted, each once
+	role          string
+	sessionPolicy json.RawMessage
+	limits        Limits
+	filter        bool
+}
+
+// decide asks about every access and joins the answers.
+func (s *snapshot) decide(ctx context.Context, q *Question) (*Decision, error) {
+	if err := q.check(); err != nil {
+		return nil, err
+	}
+	e := newEvaluation(ctx, q)
+	operation, request := stringTerm(q.Operation), requestTerm(q.Request)
+	answers := make([]answer, len(q.Accesses))
+	for i := range q.Accesses {
+		input := accessInput(&q.Accesses[i], operation, q.Subject.identity, request)
+		if err := s.ask(ctx, e, input, &answers[i]); err != nil {
+			return nil, fmt.Errorf("decide %s by policy %s: %w", q.Accesses[i].Action, s.revision, err)
+		}
+	}
+	return s.join(answers), nil
+}
+
+// allowed asks about every access by itself.
+func (s *snapshot) allowed(ctx context.Context, q *Question) ([]bool, error) {
+	if err := q.check(); err != nil {
+		return nil, err
+	}
+	e := newEvaluation(ctx, q)
+	operation, request := stringTerm(q.Operation), requestTerm(q.Request)
+	allowed := make([]bool, len(q.Accesses))
+	for i := range q.Accesses {
+		var a answer
+		input := accessInput(&q.Accesses[i], operation, q.Subject.identity, request)
+		if err := s.askAllow(ctx, e, input, topdown.NewVirtualCache(), &a); err != nil {
+			return nil, fmt.Errorf("decide %s by policy %s: %w", q.Accesses[i].Action, s.revision, err)
+		}
+		allowed[i] = a.allow
+	}
+	return allowed, nil
+}
+
+var errNoAccess = errors.New("a question without an access: nothing is allowed by asking nothing")
+
+func (q *Question) check() error {
+	switch {
+	case len(q.Accesses) == 0:
+		return errNoAccess
+	case q.Subject == nil || q.Request == nil:
+		return errors.New("a question without a subject or a request")
+	case q.Subject.err != nil:
+		return q.Subject.err
+	}
+	return nil
+}
+
+// ask evaluates the rules for one access. The three queries share what they evaluate of the policy's helpers.
+func (s *snapshot) ask(ctx context.Context, e *evaluation, input *ast.Term, a *answer) error {
+	cache := topdown.NewVirtualCache()
+	if err := s.askAllow(ctx, e, input, cache, a); err != nil {
+		return err
+	}
+	if a.allow && s.terms != nil {
+		if err := s.run(ctx, s.terms, e, input, cache, a.readTerm); err != nil {
+			return err
+		}
+	}
+	// After the terms: those that are not understood refuse too.
+	if !a.allow && s.reasons != nil {
+		err := s.run(ctx, s.reasons, e, input, cache, func(_ string, v ast.Value) {
+			list, err := stringSet(v)
+			if err != nil {
+				list = []string{"policy: reasons: " + err.Error()}
+			}
+			a.reasons = append(a.reasons, list...)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	a.reasons = sortedOnce(a.reasons)
+	return nil
+}
+
+// askAllow sets a.allow, and with it the reasons that `deny` gives.
+func (s *snapshot) askAllow(ctx context.Context, e *evaluation, input *ast.Term, cache topdown.VirtualCache, a *answer) error {
+	allow, denied := false, false
+	err := s.run(ctx, s.allow, e, input, cache, func(name string, v ast.Value) {
+		switch name {
+		case ruleAllow.name:
+			// Only the literal true: not "true", not 1, not a set that happens to have members.
+			allow = v.Compare(ast.Boolean(true)) == 0
+		case ruleDeny.name:
+			list, err := stringSet(v)
+			if err != nil {
+				list = []string{"policy: deny: " + err.Error()}
+			}
+			denied = len(list) > 0
+			a.reasons = list
+		}
+	})
+	a.allow = err == nil && allow && !denied
+	return err
+}
+
+// readTerm takes over one rule of an allowed access. What it cannot understand refuses.
+func (a *answer) readTerm(name string, v ast.Value) {
+	var err error
+	switch name {
+	case ruleRole.name:
+		role, ok := v.(ast.String)
+		if a.role = string(role); !ok || role == "" {
+			err = fmt.Errorf("want a string with the role's name, have %s", ast.ValueName(v))
+		}
+	case ruleSessionPolicy.name:
+		a.sessionPolicy, err = sessionPolicy(v)
+	case ruleLimits.name:
+		a.limits, err = limits(v)
+	case ruleFilterListing.name:
+		filter, ok := v.(ast.Boolean)
+		if a.filter = bool(filter); !ok {
+			err = fmt.Errorf("want a boolean, have %s", ast.ValueName(v))
+		}
+	}
+	if err != nil {
+		a.allow = false
+		a.reasons = append(a.reasons, "policy: "+name+": "+err.Error())
+	}
+}
+
+func stringSet(v ast.Value) ([]string, error) {
+	set, ok := v.(ast.Set)
+	if !ok {
+		return nil, fmt.Errorf("want a set of strings, have %s", ast.ValueName(v))
+	}
+	if set.Len() == 0 {
+		return nil, nil
+	}
+	list := make([]string, 0, set.Len())
+	err := set.Iter(func(t *ast.Term) error {
+		s, ok := t.Value.(ast.String)
+		if !ok {
+			return fmt.Errorf("want a set of strings, have %s in it", ast.ValueName(t.Value))
+		}
+		list = append(list, string(s))
+		return nil
+	})
+	return list, err
+}
+
+// sessionPolicy is an IAM policy document. Rego builds it as an object, and here it becomes text: no claim can
+// break out of the string it is in.
+func sessionPolicy(v ast.Value) (json.RawMessage, error) {
+	if _, ok := v.(ast.Object); !ok {
+		return nil, fmt.Errorf("want an object, an IAM policy document, have %s", ast.ValueName(v))
+	}
+	doc, err := ast.JSON(v)
+	if err != nil {
+		return nil, err
+	}
+	if statements, err := statementsOf(doc.(map[string]any)); err != nil || len(statements) == 0 {
+		return nil, cmpErr(err, errors.New(`want a list of statements below "Statement"`))
+	}
+	return compactJSON(doc)
+}
+
+func cmpErr(err, other error) error {
+	if err != nil {
+		return err
+	}
+	return other
+}
+
+func statementsOf(doc map[string]any) ([]any, error) {
+	switch s := doc["Statement"].(type) {
+	case []any:
+		return s, nil
+	case map[string]any:
+		return []any{s}, nil
+	}
+	return nil, errors.New(`want a list of statements below "Statement"`)
+}
+
+// compactJSON leaves <, > and & as they are: AWS counts characters, and an escape is six.
+func compactJSON(v any) (json.RawMessage, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, err
+	}
+	return bytes.TrimRight(b.Bytes(), "\n"), nil
+}
+
+func limits(v ast.Value) (l Limits, err error) {
+	object, ok := v.(ast.Object)
+	if !ok {
+		return l, fmt.Errorf("want an object, have %s", ast.ValueName(v))
+	}
+	err = object.Iter(func(k, v *ast.Term) error {
+		n, isNumber := v.Value.(ast.Number)
+		f, isFloat := n.Float64()
+		if !isNumber || !isFloat || f <= 0 {
+			return fmt.Errorf("%s: want a number above 0, have %s", k, v)
+		}
+		whole, isWhole := n.Int64()
+		switch key := k.Value; {
+		case key.Compare(ast.String("requests_per_second")) == 0:
+			l.RequestsPerSecond = f
+		case key.Compare(ast.String("bytes_per_second")) == 0 && isWhole:
+			l.BytesPerSecond = whole
+		case key.Compare(ast.String("max_object_bytes")) == 0 && isWhole:
+			l.MaxObjectBytes = whole
+		case isWhole:
+			return fmt.Errorf("unknown limit %s: want requests_per_second, bytes_per_second or max_object_bytes", k)
+		default:
+			return fmt.Errorf("%s: want a whole number, have %s", k, v)
+		}
+		return nil
+	})
+	return l, err
+}
+
+// join makes one decision of the answers. The request acts as one role under one session policy, so those of all
+// its allowed accesses must go together.
+func (s *snapshot) join(answers []answer) *Decision {
+	d := &Decision{Allow: true, Revision: s.revision, Verdicts: make([]Verdict, len(answers))}
+	var refusals []string
+	var policies []json.RawMessage
+	for i := range answers {
+		a := &answers[i]
+		d.Verdicts[i] = Verdict{Allow: a.allow, Reasons: a.reasons}
+		if !a.allow {
+			d.Allow = false
+			refusals = append(refusals, a.reasons...)
+			continue
+		}
+		if a.role != "" && d.Role != "" && a.role != d.Role {
+			return d.refuseAll(fmt.Sprintf("policy names different roles for one request: %s and %s", d.Role, a.role))
+		}
+		if d.Role == "" {
+			d.Role = a.role
+		}
+		if a.sessionPolicy != nil && !slices.ContainsFunc(policies, func(p json.RawMessage) bool { return bytes.Equal(p, a.sessionPolicy) }) {
+			policies = append(policies, a.sessionPolicy)
+		}
+		d.Limits.lower(a.limits)
+		d.FilterListing = d.FilterListing || a.filter
+	}
+	d.Reasons = sortedOnce(refusals)
+	policy, err := unionPolicy(policies)
+	if err != nil {
+		return d.refuseAll("policy: session_policy: " + err.Error())
+	}
+	d.SessionPolicy = policy
+	return d
+}
+
+// refuseAll is for what is wrong with the request as a whole, though each access by itself may be allowed.
+func (d *Decision) refuseAll(reason string) *Decision {
+	refused := &Decision{Revision: d.Revision, Reasons: []string{reason}, Verdicts: make([]Verdict, len(d.Verdicts))}
+	for i := range refused.Verdicts {
+		refused.Verdicts[i].Reasons = refused.Reasons
+	}
+	return refused
+}
+
+// unionPolicy allows what any of the session policies allows and denies what any denies.
+func unionPolicy(policies []json.RawMessage) (json.RawMessage, error) {
+	var policy json.RawMessage
+	switch len(policies) {
+	case 0:
+		return nil, nil
+	case 1:
+		policy = policies[0]
+	default:
+		var err error
+		if policy, err = joinStatements(policies); err != nil {
+			return nil, err
+		}
+	}
+	if n := len([]rune(string(policy))); n > maxSessionPolicy {
+		return nil, fmt.Errorf("%d characters, AWS takes %d: write fewer or wider statements", n, maxSessionPolicy)
+	}
+	return policy, nil
+}
+
+func joinStatements(policies []json.RawMessage) (json.RawMessage, error) {
+	var version any
+	var statements []any
+	seen := map[string]bool{}
+	for i, p := range policies {
+		var doc map[string]any
+		d := json.NewDecoder(bytes.NewReader(p))
+		d.UseNumber()
+		if err := d.Decode(&doc); err != nil {
+			return nil, err
+		}
+		if i == 0 {
+			version = doc["Version"]
+		} else if doc["Version"] != version {
+			return nil, fmt.Errorf("accesses of one request have policies of different versions: %v and %v", version, doc["Version"])
+		}
+		list, err := statementsOf(doc)
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range list {
+			text, err := compactJSON(s)
+			if err != nil {
+				return nil, err
+			}
+			if !seen[string(text)] {
+				seen[string(text)] = true
+				statements = append(statements, s)
+			}
+		}
+	}
+	doc := map[string]any{"Statement": statements}
+	if version != nil {
+		doc["Version"] = version
+	}
+	return compactJSON(doc)
+}
+
+// lower takes the smaller of each limit; 0 is no opinion.
+func (l *Limits) lower(o Limits) {
+	l.RequestsPerSecond = smaller(l.RequestsPerSecond, o.RequestsPerSecond)
+	l.BytesPerSecond = smaller(l.BytesPerSecond, o.BytesPerSecond)
+	l.MaxObjectBytes = smaller(l.MaxObjectBytes, o.MaxObjectBytes)
+}
+
+func smaller[T int64 | float64](a, b T) T {
+	if a == 0 || b != 0 && b < a {
+		return b
+	}
+	return a
+}
+
+func sortedOnce(list []string) []string {
+	if len(list) < 2 {
+		return list
+	}
+	slices.SortFunc(list, strings.Compare)
+	return slices.Compact(list)
+}

@@ -1,0 +1,342 @@
+package policy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/metrics"
+	"github.com/open-policy-agent/opa/v1/storage"
+	"github.com/open-policy-agent/opa/v1/storage/inmem"
+	"github.com/open-policy-agent/opa/v1/topdown"
+	"github.com/open-policy-agent/opa/v1/types"
+)
+
+// forbidden are the built-in functions that no policy may call, and why. A decision must depend on the input and
+// the policy's own data alone: else it can leak what it is given, hang, or differ between replicas and replays.
+var forbidden = map[string]string{
+	"http.send":          "policies may not reach the network",
+	"net.lookup_ip_addr": "policies may not reach the network",
+	"opa.runtime":        "policies may not read the environment",
+	// Both follow a schema's "$ref" to files and hosts.
+	"json.match_schema":  "policies may not read files",
+	"json.verify_schema": "policies may not read files",
+	"rego.parse_module":  "policies may not compile policies",
+}
+
+// capabilities is what the language offers to policies here.
+func capabilities() *ast.Capabilities {
+	c := ast.CapabilitiesForThisVersion()
+	c.Builtins = slices.DeleteFunc(c.Builtins, func(b *ast.Builtin) bool { return forbidden[b.Name] != "" })
+	c.AllowNet = []string{} // no host; nil would be any
+	return c
+}
+
+// files is a policy as read from its source.
+type files struct {
+	modules  map[string]*ast.Module // by path
+	data     map[string]any
+	revision string
+}
+
+// snapshot is one revision of the policy, ready to be asked. It never changes.
+type snapshot struct {
+	revision string
+	loaded   time.Time
+	compiler *ast.Compiler
+	data     *data
+
+	// allow asks `allow` and `deny`; terms what an allowed access is subject to; reasons why one was refused.
+	// Those whose rules the policy does not have are nil, and cost nothing.
+	allow, terms, reasons *query
+}
+
+// rule is what the engine knows about one rule of the contract.
+type rule struct {
+	name string
+	is   func(types.Type) bool // whether a value of the static type could ever be right
+	want string
+}
+
+var (
+	ruleAllow         = rule{"allow", isBoolean, "a boolean"}
+	ruleDeny          = rule{"deny", isStringSet, "a set of strings (`deny contains \"why\" if …`)"}
+	ruleReasons       = rule{"reasons", isStringSet, "a set of strings (`reasons contains \"why\" if …`)"}
+	ruleRole          = rule{"role", isString, "a string"}
+	ruleSessionPolicy = rule{"session_policy", isObject, "an object"}
+	ruleLimits        = rule{"limits", isObject, "an object"}
+	ruleFilterListing = rule{"filter_listing", isBoolean, "a boolean"}
+)
+
+// newSnapshot compiles the policy and checks that it can answer what it will be asked.
+func newSnapshot(f *files, entrypoint string, now time.Time) (*snapshot, error) {
+	path, err := entrypointRef(entrypoint)
+	if err != nil {
+		return nil, err
+	}
+	data, err := newData(f.data)
+	if err != nil {
+		return nil, err
+	}
+	c := ast.NewCompiler().
+		WithCapabilities(capabilities()).
+		WithDefaultRegoVersion(ast.RegoV1).
+		WithPathConflictsCheck(storage.NonEmpty(context.Background(), data.store, data.txn)).
+		SetErrorLimit(50)
+	if c.Compile(f.modules); c.Failed() {
+		return nil, compileError(c.Errors)
+	}
+
+	s := &snapshot{revision: f.revision, loaded: now, compiler: c, data: data}
+	if err := s.check(path); err != nil {
+		return nil, err
+	}
+	for _, q := range []struct {
+		to    **query
+		rules []rule
+	}{
+		{&s.allow, []rule{ruleAllow, ruleDeny}},
+		{&s.terms, []rule{ruleRole, ruleSessionPolicy, ruleLimits, ruleFilterListing}},
+		{&s.reasons, []rule{ruleReasons}},
+	} {
+		if *q.to, err = newQuery(c, path, q.rules); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// entrypointRef turns "s3/authz" into data.s3.authz.
+func entrypointRef(entrypoint string) (ast.Ref, error) {
+	ref := ast.Ref{ast.DefaultRootDocument}
+	for part := range strings.SplitSeq(entrypoint, "/") {
+		if part == "" {
+			return nil, fmt.Errorf("entrypoint %q: want the package's path, such as s3/authz", entrypoint)
+		}
+		ref = append(ref, ast.StringTerm(part))
+	}
+	return ref, nil
+}
+
+// check refuses a policy that could never allow anything, or whose rules have a type that is never understood:
+// both are better said when it is loaded than by refusing every request.
+func (s *snapshot) check(path ast.Ref) error {
+	if len(s.compiler.GetRulesWithPrefix(path)) == 0 {
+		return fmt.Errorf("no package %s: it is the policy's entrypoint; write `package %[1]s`, or set policy.entrypoint", pathString(path))
+	}
+	if len(s.compiler.GetRulesExact(path.Append(ast.StringTerm(ruleAllow.name)))) == 0 {
+		return fmt.Errorf("package %s has no rule `allow`: nothing could ever be allowed", pathString(path))
+	}
+	var errs []error
+	for _, r := range []rule{ruleAllow, ruleDeny, ruleReasons, ruleRole, ruleSessionPolicy, ruleLimits, ruleFilterListing} {
+		ref := path.Append(ast.StringTerm(r.name))
+		rules := s.compiler.GetRules(ref)
+		if len(rules) == 0 {
+			continue
+		}
+		if len(rules[0].Head.Args) > 0 {
+			errs = append(errs, fmt.Errorf("%s: `%s` is a function, want %s", rules[0].Location, r.name, r.want))
+		} else if t := s.compiler.TypeEnv.GetByRef(ref); t != nil && !couldBe(t, r.is) {
+			errs = append(errs, fmt.Errorf("%s: `%s` is always %s, want %s", rules[0].Location, r.name, types.Sprint(t), r.want))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func pathString(path ast.Ref) string { return strings.TrimPrefix(path.String(), "data.") }
+
+func couldBe(t types.Type, is func(types.Type) bool) bool {
+	switch t := t.(type) {
+	case *types.NamedType:
+		return couldBe(t.Type, is)
+	case types.Any:
+		return len(t) == 0 || slices.ContainsFunc(t, func(t types.Type) bool { return couldBe(t, is) })
+	}
+	return is(t)
+}
+
+func isBoolean(t types.Type) bool { _, ok := t.(types.Boolean); return ok }
+func isString(t types.Type) bool  { _, ok := t.(types.String); return ok }
+func isObject(t types.Type) bool  { _, ok := t.(*types.Object); return ok }
+func isStringSet(t types.Type) bool {
+	set, ok := t.(*types.Set)
+	return ok && (set.Of() == nil || couldBe(set.Of(), isString))
+}
+
+// compileError says each error on a line of its own, and why where a built-in function was taken away.
+func compileError(list ast.Errors) error {
+	errs := make([]error, len(list))
+	for i, e := range list {
+		errs[i] = e
+		if name, ok := strings.CutPrefix(e.Message, "undefined function "); ok && forbidden[name] != "" {
+			errs[i] = fmt.Errorf("%s: %s is not available: %s", e.Location, name, forbidden[name])
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// query asks for some rules of the package, and for no other: evaluating the package whole would evaluate every
+// helper in it.
+type query struct {
+	body     ast.Body
+	compiler ast.QueryCompiler
+	rules    []rule
+	listed   []bool // the rule's value comes in an array, empty where the rule is undefined
+}
+
+// newQuery is nil where the policy has none of the rules.
+func newQuery(c *ast.Compiler, path ast.Ref, rules []rule) (*query, error) {
+	q := &query{}
+	var body ast.Body
+	for _, r := range rules {
+		ref := path.Append(ast.StringTerm(r.name))
+		if len(c.GetRules(ref)) == 0 {
+			continue
+		}
+		value := ast.NewTerm(ref)
+		listed := !alwaysDefined(c.GetRulesExact(ref))
+		if listed {
+			x := ast.VarTerm("x_" + r.name)
+			value = ast.ArrayComprehensionTerm(x, ast.NewBody(ast.Equality.Expr(x, value)))
+		}
+		body.Append(ast.Equality.Expr(ast.VarTerm(r.name), value))
+		q.rules = append(q.rules, r)
+		q.listed = append(q.listed, listed)
+	}
+	if len(body) == 0 {
+		return nil, nil
+	}
+	q.compiler = c.QueryCompiler()
+	var err error
+	q.body, err = q.compiler.Compile(body)
+	if err != nil {
+		return nil, fmt.Errorf("query: %w", err)
+	}
+	return q, nil
+}
+
+// alwaysDefined: a set with `contains` is at least empty, and a default stands in where no other rule holds.
+func alwaysDefined(rules []*ast.Rule) bool {
+	return slices.ContainsFunc(rules, func(r *ast.Rule) bool {
+		return r.Default || r.Head.RuleKind() == ast.MultiValue
+	})
+}
+
+// run evaluates the query for one input and gives each defined rule's value to found.
+func (s *snapshot) run(ctx context.Context, q *query, e *evaluation, input *ast.Term, cache topdown.VirtualCache, found func(name string, value ast.Value)) error {
+	t := topdown.NewQuery(q.body).
+		WithQueryCompiler(q.compiler).
+		WithCompiler(s.compiler).
+		WithStore(s.data.store).
+		WithTransaction(s.data.txn).
+		WithBaseCache(s.data).
+		WithVirtualCache(cache).
+		WithInput(input).
+		WithTime(e.now).
+		WithCancel(e).
+		WithMetrics(metrics.NoOp()).
+		WithStrictBuiltinErrors(true)
+	if e.tracer != nil {
+		t = t.WithQueryTracer(e.tracer)
+	}
+	answers := 0
+	err := t.Iter(ctx, func(result topdown.QueryResult) error {
+		answers++
+		for i, r := range q.rules {
+			term, ok := result[ast.Var(r.name)]
+			if !ok {
+				return fmt.Errorf("rule %s has no value", r.name)
+			}
+			value := term.Value
+			if q.listed[i] {
+				list := value.(*ast.Array)
+				if list.Len() == 0 {
+					continue
+				}
+				value = list.Elem(0).Value
+			}
+			found(r.name, value)
+		}
+		return nil
+	})
+	switch {
+	case topdown.IsCancel(err) && ctx.Err() != nil:
+		return ctx.Err()
+	case topdown.IsCancel(err):
+		return fmt.Errorf("policy took longer than %v to decide", evalDeadline)
+	case err != nil:
+		return err
+	case answers != 1:
+		return fmt.Errorf("query has %d answers, want 1", answers)
+	}
+	return nil
+}
+
+// evalDeadline bounds the evaluation of one question. Starter policies take microseconds: what takes this long
+// does not end.
+const evalDeadline = time.Second
+
+// evaluation is what the queries of one question share. It is their topdown.Cancel: evaluation asks it at every
+// step, so neither a timer nor a goroutine is needed to end one.
+type evaluation struct {
+	ctx    context.Context
+	now    time.Time // what time.now_ns() says: the request's time, so that a replay decides the same
+	ends   time.Time
+	steps  uint
+	ended  bool
+	tracer topdown.QueryTracer
+}
+
+func newEvaluation(ctx context.Context, q *Question) *evaluation {
+	now := time.Now()
+	e := &evaluation{ctx: ctx, now: now, ends: now.Add(evalDeadline)}
+	if q.Request != nil && !q.Request.Time.IsZero() {
+		e.now = q.Request.Time
+	}
+	return e
+}
+
+func (e *evaluation) Cancel() { e.ended = true }
+
+func (e *evaluation) Cancelled() bool {
+	if e.steps++; e.steps%32 == 0 && !e.ended {
+		e.ended = time.Now().After(e.ends) || e.ctx.Err() != nil
+	}
+	return e.ended
+}
+
+// data is the policy's data: read by all evaluations at once, written by none, so one transaction serves for ever.
+// As topdown.BaseCache it answers references without going through the store's paths.
+type data struct {
+	root  ast.Object
+	store storage.Store
+	txn   storage.Transaction
+}
+
+func newData(m map[string]any) (*data, error) {
+	v, err := ast.InterfaceToValue(nonNil(m))
+	if err != nil {
+		return nil, fmt.Errorf("data: %w", err)
+	}
+	d := &data{root: v.(ast.Object)}
+	d.store = inmem.NewFromASTObject(d.root)
+	d.txn, err = d.store.NewTransaction(context.Background())
+	return d, err
+}
+
+func (d *data) Get(ref ast.Ref) ast.Value {
+	if len(ref) < 2 {
+		return nil // the store knows what to leave out of the root
+	}
+	v, err := d.root.Find(ref[1:])
+	if err != nil {
+		return nil
+	}
+	return v
+}
+
+func (d *data) Put(ast.Ref, ast.Value) {}
