@@ -3,8 +3,6 @@
 package identity
 
 import (
-	"context"
-	"net/http"
 	"sync"
 	"time"
 )
@@ -57,21 +55,3 @@ type Proof struct {
 	// ExpiresAt ends the request's authority; for a presigned URL it is sooner than the identity's.
 	ExpiresAt time.Time
 }
-
-// Authenticator verifies every kind of credential, for every door alike.
-type Authenticator struct{}
-
-// Config is what New needs. Issuers, Sessions and Revocation are the configuration file's sections.
-type Config struct {
-	Issuers    []IssuerConfig
-	Sessions   SessionsConfig
-	Revocation RevocationConfig
-	Now        func() time.Time // nil = time.Now
-}
-
-// New starts fetching keys in the background; it does not wait for issuers. ctx ends what it started.
-func New(ctx context.Context, c Config) (*Authenticator, error) { panic("not written") }
-
-// Authenticate verifies the one credential of r. It reads the body never, and removes the credentials' headers
-// from r once they are read. Errors match ErrMissing, ErrInvalid, ErrExpired, ErrSignature … (errors.go).
-func (a *Authenticator) Authenticate(r *http.Request) (*Proof, error) { panic("not written") }

@@ -1,0 +1,5 @@
+package identity
+
+type tokenCache struct{}
+
+func newTokenCache() *tokenCache { return &tokenCache{} }
