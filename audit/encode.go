@@ -1,0 +1,420 @@
+package audit
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// A line is made of three pieces: Begin's caller knows the middle, which is all that is journalled; only the one
+// goroutine that writes knows what goes around it.
+//
+//	{"schema":"sluice.audit/1","seq":812, <body> ,"prev":"…"}
+const (
+	lineStart = `{"schema":"` + Schema + `","seq":`
+	linePrev  = `,"prev":"`
+	lineEnd   = "\"}\n"
+)
+
+// noPrev stands for the line before the first.
+const noPrev = "0000000000000000000000000000000000000000000000000000000000000000"
+
+// How much of a field is recorded. What is longer ends in "…", so that one request cannot fill the disk. S3 keys
+// and version ids end at 1,024 bytes by themselves.
+const (
+	maxField = 1024
+	maxError = 2048
+	maxClaim = 4096 // of the encoded value
+)
+
+// encoder turns events into the bodies of lines. It is immutable.
+type encoder struct {
+	claims [][]string // paths
+	hash   []pattern  // keys to record as a hash
+}
+
+func newEncoder(c Config) *encoder {
+	e := &encoder{}
+	for _, claim := range c.Claims {
+		e.claims = append(e.claims, claimPath(claim))
+	}
+	// Sorted, so that claims that share a parent are neighbours.
+	slices.SortFunc(e.claims, slices.Compare)
+	e.claims = slices.CompactFunc(e.claims, slices.Equal)
+	for _, p := range c.Redact.Keys {
+		e.hash = append(e.hash, pattern(p))
+	}
+	return e
+}
+
+// append encodes all of ev but Schema, Seq and Prev: the same JSON that encoding/json would give, without
+// escaping for HTML, with empty lists rather than null, and with microseconds.
+func (e *encoder) append(b []byte, ev *Event) []byte {
+	var scrub redaction
+	if len(e.hash) > 0 {
+		scrub = e.redact(ev)
+	}
+	b = append(b, `"id":`...)
+	b = appendString(b, ev.ID)
+	b = append(b, `,"time":"`...)
+	b = appendTime(b, ev.Time)
+	b = append(b, `","duration_ms":`...)
+	b = appendFloat(b, ev.DurationMS)
+
+	b = append(b, `,"identity":{"issuer":`...)
+	b = appendString(b, ev.Identity.Issuer)
+	b = append(b, `,"subject":`...)
+	b = appendString(b, ev.Identity.Subject)
+	b = append(b, `,"session":`...)
+	b = appendString(b, ev.Identity.Session)
+	b = append(b, `,"method":`...)
+	b = appendString(b, ev.Identity.Method)
+	b = appendAttributes(b, &ev.Identity.Attributes)
+	b = append(b, `,"claims":`...)
+	b = e.appendClaims(b, ev.Identity.Claims)
+
+	b = append(b, `},"source_ip":`...)
+	b = appendString(b, ev.SourceIP)
+	b = append(b, `,"user_agent":`...)
+	b = appendString(b, withoutCredentials(ev.UserAgent))
+	b = append(b, `,"host":`...)
+	b = appendString(b, ev.Host)
+	b = append(b, `,"operation":`...)
+	b = appendString(b, ev.Operation)
+	b = append(b, `,"bucket":`...)
+	b = appendString(b, ev.Bucket)
+	b = append(b, `,"key":`...)
+	b = appendString(b, scrub.key(ev.Bucket, ev.Key))
+	b = append(b, `,"version_id":`...)
+	b = appendString(b, ev.VersionID)
+
+	b = append(b, `,"accesses":[`...)
+	for i := range ev.Accesses {
+		a := &ev.Accesses[i]
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, `{"action":`...)
+		b = appendString(b, a.Action)
+		b = append(b, `,"bucket":`...)
+		b = appendString(b, a.Bucket)
+		b = appendOptional(b, `,"key":`, scrub.key(a.Bucket, a.Key))
+		b = appendOptional(b, `,"version_id":`, a.VersionID)
+		b = appendOptional(b, `,"prefix":`, scrub.key(a.Bucket, a.Prefix))
+		b = appendOptional(b, `,"delimiter":`, a.Delimiter)
+		b = append(b, `,"allow":`...)
+		b = strconv.AppendBool(b, a.Allow)
+		b = append(b, '}')
+	}
+
+	b = append(b, `],"decision":{"allow":`...)
+	b = strconv.AppendBool(b, ev.Decision.Allow)
+	b = append(b, `,"reasons":[`...)
+	for i, reason := range ev.Decision.Reasons {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendString(b, scrub.text(withoutCredentials(reason)))
+	}
+	b = append(b, `],"role":`...)
+	b = appendString(b, ev.Decision.Role)
+	b = append(b, `,"policy_revision":`...)
+	b = appendString(b, ev.Decision.PolicyRevision)
+	b = append(b, `,"shadow":`...)
+	b = appendRaw(b, scrub.raw(ev.Decision.Shadow))
+
+	b = append(b, `},"backend":{"name":`...)
+	b = appendString(b, ev.Backend.Name)
+	b = append(b, `,"status":`...)
+	b = strconv.AppendInt(b, int64(ev.Backend.Status), 10)
+	b = append(b, `,"request_id":`...)
+	b = appendString(b, ev.Backend.RequestID)
+
+	b = append(b, `},"status":`...)
+	b = strconv.AppendInt(b, int64(ev.Status), 10)
+	b = append(b, `,"error":`...)
+	b = appendLimited(b, scrub.text(withoutCredentials(ev.Error)), maxError)
+	b = append(b, `,"outcome":`...)
+	b = appendString(b, string(ev.Outcome))
+	b = append(b, `,"bytes_in":`...)
+	b = strconv.AppendInt(b, ev.BytesIn, 10)
+	b = append(b, `,"bytes_out":`...)
+	b = strconv.AppendInt(b, ev.BytesOut, 10)
+	b = append(b, `,"trace_id":`...)
+	return appendString(b, ev.TraceID)
+}
+
+func appendAttributes(b []byte, a *Attributes) []byte {
+	if a.Workspace == "" && a.Project == "" && a.Repository == "" && a.User == "" && len(a.Groups) == 0 {
+		return b
+	}
+	b = append(b, `,"attributes":{`...)
+	inside := len(b)
+	b = appendOptional(b, `,"workspace":`, a.Workspace)
+	b = appendOptional(b, `,"project":`, a.Project)
+	b = appendOptional(b, `,"repository":`, a.Repository)
+	b = appendOptional(b, `,"user":`, a.User)
+	if len(a.Groups) > 0 {
+		b = append(b, `,"groups":[`...)
+		for i, g := range a.Groups {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			b = appendString(b, g)
+		}
+		b = append(b, ']')
+	}
+	b = slices.Delete(b, inside, inside+1) // the first member's comma
+	return append(b, '}')
+}
+
+func appendOptional(b []byte, name, value string) []byte {
+	if value == "" {
+		return b
+	}
+	return appendString(append(b, name...), value)
+}
+
+func appendTime(b []byte, t time.Time) []byte {
+	return t.UTC().AppendFormat(b, "2006-01-02T15:04:05.000000Z")
+}
+
+// appendFloat keeps microseconds.
+func appendFloat(b []byte, f float64) []byte {
+	if math.IsNaN(f) || math.IsInf(f, 0) || math.Abs(f) > 1e15 {
+		return append(b, '0')
+	}
+	return strconv.AppendFloat(b, math.Round(f*1000)/1000, 'f', -1, 64)
+}
+
+// appendRaw appends JSON on one line; what is not JSON becomes null, for it must not break the line.
+func appendRaw(b []byte, raw json.RawMessage) []byte {
+	if len(raw) == 0 {
+		return append(b, "null"...)
+	}
+	buf := bytes.NewBuffer(b)
+	if err := json.Compact(buf, raw); err != nil {
+		return append(b, "null"...)
+	}
+	return buf.Bytes()
+}
+
+func appendString(b []byte, s string) []byte { return appendLimited(b, s, maxField) }
+
+const hexDigits = "0123456789abcdef"
+
+// plain are the bytes that stand for themselves in a JSON string.
+var plain = func() (t [256]bool) {
+	for c := 0x20; c < utf8.RuneSelf; c++ {
+		t[c] = c != '"' && c != '\\'
+	}
+	return t
+}()
+
+func appendLimited(b []byte, s string, limit int) []byte {
+	cut := len(s) > limit
+	if cut {
+		for limit > 0 && !utf8.RuneStart(s[limit]) {
+			limit--
+		}
+		s = s[:limit]
+	}
+	b = append(b, '"')
+	start := 0
+	for i := 0; i < len(s); {
+		c := s[i]
+		if plain[c] {
+			i++
+			continue
+		}
+		if c < utf8.RuneSelf {
+			b = append(b, s[start:i]...)
+			switch c {
+			case '"', '\\':
+				b = append(b, '\\', c)
+			case '\b':
+				b = append(b, `\b`...)
+			case '\f':
+				b = append(b, `\f`...)
+			case '\n':
+				b = append(b, `\n`...)
+			case '\r':
+				b = append(b, `\r`...)
+			case '\t':
+				b = append(b, `\t`...)
+			default:
+				b = append(b, `\u00`...)
+				b = append(b, hexDigits[c>>4], hexDigits[c&15])
+			}
+			i++
+			start = i
+			continue
+		}
+		r, n := utf8.DecodeRuneInString(s[i:])
+		switch {
+		case r == utf8.RuneError && n == 1:
+			b = append(b, s[start:i]...)
+			b = append(b, `\ufffd`...)
+		case r == '\u2028' || r == '\u2029': // would end the line in JavaScript
+			b = append(b, s[start:i]...)
+			b = append(b, `\u202`...)
+			b = append(b, hexDigits[r&15])
+		default:
+			i += n
+			continue
+		}
+		i += n
+		start = i
+	}
+	b = append(b, s[start:]...)
+	if cut {
+		b = append(b, "…"...)
+	}
+	return append(b, '"')
+}
+
+// claimPath reads an entry of Config.Claims.
+func claimPath(entry string) []string {
+	if !strings.HasPrefix(entry, "/") {
+		return []string{entry}
+	}
+	path := strings.Split(entry[1:], "/")
+	for i, p := range path { // RFC 6901, section 4
+		path[i] = strings.ReplaceAll(strings.ReplaceAll(p, "~1", "/"), "~0", "~")
+	}
+	return path
+}
+
+// appendClaims writes the claims that the configuration names, each at its own place, so that a policy which
+// reads the event finds them where the token had them.
+func (e *encoder) appendClaims(b []byte, claims map[string]any) []byte {
+	if len(e.claims) == 0 || len(claims) == 0 {
+		return append(b, "{}"...)
+	}
+	return appendChosen(b, claims, e.claims, 0)
+}
+
+// appendChosen writes the members of value that paths choose, whose first depth elements led here. paths is sorted.
+func appendChosen(b []byte, value map[string]any, paths [][]string, depth int) []byte {
+	b = append(b, '{')
+	first := true
+	for len(paths) > 0 {
+		name := paths[0][depth]
+		same := 1
+		for same < len(paths) && paths[same][depth] == name {
+			same++
+		}
+		group := paths[:same]
+		paths = paths[same:]
+		member, ok := value[name]
+		if !ok {
+			continue
+		}
+		whole := len(group[0]) == depth+1 // the shortest path comes first, and holds the others
+		object, isObject := member.(map[string]any)
+		if !whole && !isObject {
+			continue
+		}
+		if !first {
+			b = append(b, ',')
+		}
+		first = false
+		b = appendString(b, name)
+		b = append(b, ':')
+		if whole {
+			b = appendClaim(b, member)
+		} else {
+			b = appendChosen(b, object, group, depth+1)
+		}
+	}
+	return append(b, '}')
+}
+
+func appendClaim(b []byte, v any) []byte {
+	start := len(b)
+	b = appendValue(b, v, 0)
+	if len(b)-start > maxClaim {
+		b = appendString(b[:start], fmt.Sprintf("… (%d bytes)", len(b)-start))
+	}
+	return b
+}
+
+// appendValue writes a decoded JSON value.
+func appendValue(b []byte, v any, depth int) []byte {
+	if depth > 16 {
+		return append(b, "null"...)
+	}
+	switch v := v.(type) {
+	case nil:
+		return append(b, "null"...)
+	case string:
+		return appendString(b, v)
+	case bool:
+		return strconv.AppendBool(b, v)
+	case json.Number:
+		if !json.Valid([]byte(v)) {
+			return append(b, "null"...)
+		}
+		return append(b, v...)
+	case []string:
+		b = append(b, '[')
+		for i, item := range v {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			b = appendString(b, item)
+		}
+		return append(b, ']')
+	case []any:
+		b = append(b, '[')
+		for i, item := range v {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			b = appendValue(b, item, depth+1)
+		}
+		return append(b, ']')
+	case map[string]any:
+		b = append(b, '{')
+		for i, name := range slices.Sorted(maps.Keys(v)) {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			b = appendString(b, name)
+			b = append(b, ':')
+			b = appendValue(b, v[name], depth+1)
+		}
+		return append(b, '}')
+	}
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return append(b, "null"...)
+	}
+	return append(b, raw...)
+}
+
+// appendLine makes a line of a body.
+func appendLine(b []byte, seq uint64, body []byte, prev string) []byte {
+	b = append(b, lineStart...)
+	b = strconv.AppendUint(b, seq, 10)
+	b = append(b, ',')
+	b = append(b, body...)
+	b = append(b, linePrev...)
+	b = append(b, prev...)
+	return append(b, lineEnd...)
+}
+
+// lineHash is what the line after it carries. line has no newline.
+func lineHash(line []byte) string {
+	sum := sha256.Sum256(line)
+	return hex.EncodeToString(sum[:])
+}
