@@ -1,10 +1,10 @@
 package policy
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,10 +12,100 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
-	"github.com/open-policy-agent/opa/v1/ast"
-	"github.com/open-policy-agent/opa/v1/util"
+	"github.com/fsnotify/fsnotify"
 )
+
+// dirSource is `policy.dir`.
+type dirSource struct {
+	dir   string
+	offer func(*files) error
+}
+
+func (s *dirSource) load(context.Context) error {
+	f, err := readDir(s.dir)
+	if err != nil {
+		return err
+	}
+	return s.offer(f)
+}
+
+// Where the file system tells of changes, they are taken up when it has been quiet for quietTime, so that an
+// editor or a checkout can finish; pollTime finds those of which nothing was heard (network file systems).
+const (
+	quietTime = 100 * time.Millisecond
+	pollTime  = 15 * time.Second
+)
+
+// watch calls reload when something in the directory may have changed, until ctx ends.
+func (s *dirSource) watch(ctx context.Context, reload func()) {
+	var events chan fsnotify.Event
+	var errs chan error
+	w, err := fsnotify.NewWatcher()
+	if err == nil {
+		defer w.Close()
+		events, errs = w.Events, w.Errors
+		s.addWatches(w)
+	}
+	// A change between the load and the watch would go unseen until the next poll.
+	reload()
+
+	poll := time.NewTicker(pollTime)
+	defer poll.Stop()
+	quiet := time.NewTimer(time.Hour)
+	defer quiet.Stop()
+	quiet.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case event, ok := <-events:
+			if !ok {
+				events = nil
+			} else if event.Op != fsnotify.Chmod && s.concerns(event.Name) {
+				quiet.Reset(quietTime)
+			}
+		case <-errs: // events were lost, or the watcher is closed
+			quiet.Reset(quietTime)
+			if events == nil {
+				errs = nil
+			}
+		case <-quiet.C:
+			if w != nil {
+				s.addWatches(w)
+			}
+			reload()
+		case <-poll.C:
+			if w != nil {
+				s.addWatches(w)
+			}
+			reload()
+		}
+	}
+}
+
+// addWatches watches every directory of the policy, and the one that the policy's own name is in: there a link is
+// swapped, or the directory replaced. Those that cannot be watched are left to the poll.
+func (s *dirSource) addWatches(w *fsnotify.Watcher) {
+	w.Add(filepath.Dir(filepath.Clean(s.dir)))
+	root, err := filepath.EvalSymlinks(s.dir)
+	if err != nil {
+		return
+	}
+	w.Add(root)
+	walk(root, "", 0, func(name string, isDir bool) {
+		if isDir {
+			w.Add(filepath.Join(root, filepath.FromSlash(name)))
+		}
+	})
+}
+
+// concerns leaves out the policy's neighbours.
+func (s *dirSource) concerns(name string) bool {
+	dir := filepath.Clean(s.dir)
+	return filepath.Dir(name) != filepath.Dir(dir) || filepath.Base(name) == filepath.Base(dir)
+}
 
 // readDir reads the policy below dir as `opa eval --data dir` would: every *.rego file, and every JSON and YAML
 // file as data below the path of its directory. Left out are the tests (*_test.*), and what begins with a dot: a
@@ -28,45 +118,31 @@ func readTree(dir string, tests bool) (*files, error) {
 	if err != nil {
 		return nil, fmt.Errorf("policy directory: %w", err)
 	}
-	f := &files{modules: map[string]*ast.Module{}, data: map[string]any{}}
-	hash := sha256.New()
-	var errs []error
-	err = walk(root, "", 0, func(name string) {
-		if isTest(name) && !tests {
+	f := newFiles()
+	err = walk(root, "", 0, func(name string, isDir bool) {
+		if isDir || !isPolicyFile(name) || isTest(name) && !tests {
 			return
 		}
-		content, err := os.ReadFile(filepath.Join(root, filepath.FromSlash(name)))
-		if err != nil {
-			errs = append(errs, err)
+		content, readErr := os.ReadFile(filepath.Join(root, filepath.FromSlash(name)))
+		if readErr != nil {
+			err = readErr
 			return
 		}
-		hashPart(hash, name)
-		hashPart(hash, string(content))
-		if err := f.add(name, content); err != nil {
-			errs = append(errs, err)
-		}
+		f.add(name, content)
 	})
-	if err := errors.Join(append(errs, err)...); err != nil {
-		return nil, err
+	if err != nil {
+		return nil, fmt.Errorf("policy directory: %w", err)
 	}
-	if len(f.modules) == 0 {
+	if len(f.rego) == 0 {
 		return nil, fmt.Errorf("policy directory %s: no *.rego file in it", dir)
 	}
-	f.revision = hex.EncodeToString(hash.Sum(nil))[:16]
+	f.revision = f.hash()
 	return f, nil
 }
 
-// hashPart tells "ab","c" from "a","bc".
-func hashPart(h io.Writer, s string) {
-	var n [8]byte
-	binary.BigEndian.PutUint64(n[:], uint64(len(s)))
-	h.Write(n[:])
-	io.WriteString(h, s)
-}
-
-// walk visits the policy's files below root in order, by their path with slashes. It follows links to files and
-// directories; depth ends those that go round.
-func walk(root, name string, depth int, visit func(name string)) error {
+// walk visits what is below root, by its path with slashes. It follows links to files and directories; depth ends
+// those that go round.
+func walk(root, name string, depth int, visit func(name string, isDir bool)) error {
 	if depth > 32 {
 		return fmt.Errorf("%s: directories nested too deep; does a link lead round in a circle?", name)
 	}
@@ -84,14 +160,47 @@ func walk(root, name string, depth int, visit func(name string)) error {
 		case err != nil:
 			return err
 		case info.IsDir():
+			visit(child, true)
 			if err := walk(root, child, depth+1, visit); err != nil {
 				return err
 			}
-		case info.Mode().IsRegular() && isPolicyFile(child):
-			visit(child)
+		case info.Mode().IsRegular():
+			visit(child, false)
 		}
 	}
 	return nil
+}
+
+func newFiles() *files {
+	return &files{rego: map[string][]byte{}, docs: map[string][]byte{}}
+}
+
+func (f *files) add(name string, content []byte) {
+	if path.Ext(name) == ".rego" {
+		f.rego[name] = content
+	} else {
+		f.docs[name] = content
+	}
+}
+
+// hash names the content where the source has no name for it.
+func (f *files) hash() string {
+	h := sha256.New()
+	for _, part := range []map[string][]byte{f.rego, f.docs} {
+		for _, name := range sortedKeys(part) {
+			hashPart(h, name)
+			hashPart(h, string(part[name]))
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil))[:16]
+}
+
+// hashPart tells "ab","c" from "a","bc".
+func hashPart(h io.Writer, s string) {
+	var n [8]byte
+	binary.BigEndian.PutUint64(n[:], uint64(len(s)))
+	h.Write(n[:])
+	io.WriteString(h, s)
 }
 
 func isPolicyFile(name string) bool {
@@ -100,64 +209,4 @@ func isPolicyFile(name string) bool {
 
 func isTest(name string) bool {
 	return strings.HasSuffix(strings.TrimSuffix(name, path.Ext(name)), "_test")
-}
-
-// add parses one file.
-func (f *files) add(name string, content []byte) error {
-	if path.Ext(name) == ".rego" {
-		m, err := ast.ParseModuleWithOpts(name, string(content), ast.ParserOptions{
-			RegoVersion: ast.RegoV1, ProcessAnnotation: true, Capabilities: capabilities(),
-		})
-		if err != nil {
-			return err
-		}
-		if m == nil {
-			return fmt.Errorf("%s: empty file", name)
-		}
-		f.modules[name] = m
-		return nil
-	}
-	var value any
-	if err := util.Unmarshal(content, &value); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	doc, ok := value.(map[string]any)
-	if !ok {
-		return fmt.Errorf("%s: data files hold an object (name: value), not %T", name, value)
-	}
-	var at []string
-	if d := path.Dir(name); d != "." {
-		at = strings.Split(d, "/")
-	}
-	return mergeData(f.data, at, doc, name)
-}
-
-// mergeData puts doc into data below the path at. Two files may add to one object, not to one value.
-func mergeData(data map[string]any, at []string, doc map[string]any, name string) error {
-	for _, key := range at {
-		next, ok := data[key]
-		if !ok {
-			next = map[string]any{}
-			data[key] = next
-		}
-		if data, ok = next.(map[string]any); !ok {
-			return fmt.Errorf("%s: another data file has a value at %q", name, key)
-		}
-	}
-	for key, value := range doc {
-		old, ok := data[key]
-		if !ok {
-			data[key] = value
-			continue
-		}
-		into, isObject := old.(map[string]any)
-		from, alsoObject := value.(map[string]any)
-		if !isObject || !alsoObject {
-			return fmt.Errorf("%s: another data file has a value for %q too", name, key)
-		}
-		if err := mergeData(into, nil, from, name); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -9,35 +10,75 @@ import (
 
 // Engine decides by the policy in force.
 type Engine struct {
-	config   Config
-	onReload func(Status)
-	current  atomic.Pointer[snapshot]
+	entrypoint string
+	source     source
+	shadow     *Engine // nil where none is configured
+	onReload   func(Status)
+	current    atomic.Pointer[snapshot]
 
-	// mu guards the loading, one at a time, and err.
+	// loading lets one load run at a time. It is held while the source reads, which may take as long as a network does.
+	loading sync.Mutex
+
+	// mu guards what Status tells. current is written under it too.
 	mu  sync.Mutex
 	err error
 }
 
+// source is where policy comes from. Whatever it reads it gives to Engine.offer.
+type source interface {
+	// load reads the policy now.
+	load(ctx context.Context) error
+	// watch calls reload whenever the policy may have changed, until ctx ends.
+	watch(ctx context.Context, reload func())
+}
+
 // Open loads the policy and keeps it current until ctx ends. It fails where there is no good policy to start with.
+// onReload, which may be nil, hears of every new revision and of every failure to load one, in order; it MUST NOT
+// call Reload.
 func Open(ctx context.Context, c Config, onReload func(Status)) (*Engine, error) {
-	if c.Entrypoint == "" {
-		c.Entrypoint = "s3/authz"
-	}
-	e := &Engine{config: c, onReload: onReload}
-	if err := e.Reload(ctx); err != nil {
+	if err := c.problems(); err != nil {
 		return nil, err
+	}
+	e, err := newEngine(c, onReload)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.Reload(ctx); err != nil && e.current.Load() == nil {
+		return nil, err
+	}
+	go e.source.watch(ctx, func() { e.Reload(ctx) })
+	return e, nil
+}
+
+func newEngine(c Config, onReload func(Status)) (*Engine, error) {
+	e := &Engine{entrypoint: c.entrypoint(), onReload: onReload}
+	switch {
+	case c.Dir != "":
+		e.source = &dirSource{dir: c.Dir, offer: e.offer}
+	default:
+		return nil, errors.New("policy: no source")
 	}
 	return e, nil
 }
 
+var errNoPolicy = errors.New("no policy is loaded")
+
 // Decide asks policy about every access. An error means that nothing was decided: refuse.
 func (e *Engine) Decide(ctx context.Context, q *Question) (*Decision, error) {
-	return e.current.Load().decide(ctx, q)
+	s := e.current.Load()
+	if s == nil {
+		return nil, errNoPolicy
+	}
+	return s.decide(ctx, q)
 }
 
 // Allowed reports for each of the accesses by itself whether it is allowed (ListBuckets, listings).
 func (e *Engine) Allowed(ctx context.Context, q *Question) ([]bool, error) {
-	return e.current.Load().allowed(ctx, q)
+	s := e.current.Load()
+	if s == nil {
+		return nil, errNoPolicy
+	}
+	return s.allowed(ctx, q)
 }
 
 // Status is the health of the policy.
@@ -55,25 +96,55 @@ func (e *Engine) Status() Status {
 }
 
 func (e *Engine) status() Status {
-	s := e.current.Load()
-	return Status{Revision: s.revision, Loaded: s.loaded, Err: e.err}
+	st := Status{Err: e.err}
+	if s := e.current.Load(); s != nil {
+		st.Revision, st.Loaded = s.revision, s.loaded
+	}
+	return st
 }
 
 // Reload loads the policy again now; the old one stays in force where that fails.
 func (e *Engine) Reload(ctx context.Context) error {
+	e.loading.Lock()
+	defer e.loading.Unlock()
+	err := e.source.load(ctx)
+	if err != nil && ctx.Err() == nil {
+		e.report(nil, err)
+	}
+	return err
+}
+
+// offer puts a policy in force, or says why it cannot be.
+func (e *Engine) offer(f *files) error {
+	if s := e.current.Load(); s != nil && s.revision == f.revision {
+		e.report(s, nil)
+		return nil
+	}
+	s, err := newSnapshot(f, e.entrypoint, time.Now())
+	if err == nil {
+		e.report(s, nil)
+	}
+	return err
+}
+
+// report notes what came of a load, and tells onReload where it is news.
+func (e *Engine) report(s *snapshot, err error) {
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	f, err := readDir(e.config.Dir)
-	if err != nil {
-		e.err = err
-		return err
+	news := s != nil && s != e.current.Load() || errorText(err) != errorText(e.err)
+	if s != nil {
+		e.current.Store(s)
 	}
-	s, err := newSnapshot(f, e.config.Entrypoint, time.Now())
-	if err != nil {
-		e.err = err
-		return err
+	e.err = err
+	status := e.status()
+	e.mu.Unlock()
+	if news && e.onReload != nil {
+		e.onReload(status)
 	}
-	e.err = nil
-	e.current.Store(s)
-	return nil
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
 }

@@ -46,6 +46,10 @@ func openDir(t testing.TB, d string) *policy.Engine {
 
 // question asks one GetObject by a developer of project web.
 func question(accesses ...policy.Access) *policy.Question {
+	return questionOf(map[string]any{"project_id": "web"}, accesses...)
+}
+
+func questionOf(claims map[string]any, accesses ...policy.Access) *policy.Question {
 	if len(accesses) == 0 {
 		accesses = []policy.Access{{Action: "s3:GetObject", Bucket: "artifacts", Key: "web/a.txt", Backend: "aws"}}
 	}
@@ -53,7 +57,7 @@ func question(accesses ...policy.Access) *policy.Question {
 		Subject: policy.NewSubject(&policy.Identity{
 			Issuer: "https://app.gitpod.io", Subject: "user-1", Audience: []string{"https://s3.example.com"},
 			Session: "env-42", Method: "bearer", Expires: 1795420800,
-			Claims:     map[string]any{"project_id": "web"},
+			Claims:     claims,
 			Attributes: policy.Attributes{Workspace: "env-42", Project: "web", User: "dev@acme.com"},
 		}),
 		Operation: "GetObject",

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +16,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/storage/inmem"
 	"github.com/open-policy-agent/opa/v1/topdown"
 	"github.com/open-policy-agent/opa/v1/types"
+	"github.com/open-policy-agent/opa/v1/util"
 )
 
 // forbidden are the built-in functions that no policy may call, and why. A decision must depend on the input and
@@ -36,11 +39,93 @@ func capabilities() *ast.Capabilities {
 	return c
 }
 
-// files is a policy as read from its source.
+// files is a policy as its source has it.
 type files struct {
-	modules  map[string]*ast.Module // by path
-	data     map[string]any
+	rego     map[string][]byte // modules, by path
+	docs     map[string][]byte // JSON and YAML, by path: data below their directory
+	data     map[string]any    // data that is read already (bundles)
 	revision string
+}
+
+// parse reads the texts, and reports every one that cannot be read.
+func (f *files) parse(caps *ast.Capabilities) (map[string]*ast.Module, map[string]any, error) {
+	var errs []error
+	modules := make(map[string]*ast.Module, len(f.rego))
+	for _, name := range sortedKeys(f.rego) {
+		m, err := ast.ParseModuleWithOpts(name, string(f.rego[name]), ast.ParserOptions{
+			RegoVersion: ast.RegoV1, ProcessAnnotation: true, Capabilities: caps,
+		})
+		switch {
+		case err != nil:
+			errs = append(errs, parseError(err))
+		case m == nil:
+			errs = append(errs, fmt.Errorf("%s: empty file", name))
+		default:
+			modules[name] = m
+		}
+	}
+	data := nonNil(f.data)
+	for _, name := range sortedKeys(f.docs) {
+		if err := addDocument(data, name, f.docs[name]); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return modules, data, errors.Join(errs...)
+}
+
+func parseError(err error) error {
+	var list ast.Errors
+	if errors.As(err, &list) {
+		return compileError(list)
+	}
+	return err
+}
+
+// addDocument reads a data file into data, below the path of its directory.
+func addDocument(data map[string]any, name string, content []byte) error {
+	var value any
+	if err := util.Unmarshal(content, &value); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	doc, ok := value.(map[string]any)
+	if !ok {
+		return fmt.Errorf("%s: a data file holds an object (name: value), not %T", name, value)
+	}
+	var at []string
+	if d := path.Dir(name); d != "." {
+		at = strings.Split(d, "/")
+	}
+	return mergeData(data, at, doc, name)
+}
+
+// mergeData puts doc into data below the path at. Two files may add to one object, not to one value.
+func mergeData(data map[string]any, at []string, doc map[string]any, name string) error {
+	for _, key := range at {
+		next, ok := data[key]
+		if !ok {
+			next = map[string]any{}
+			data[key] = next
+		}
+		if data, ok = next.(map[string]any); !ok {
+			return fmt.Errorf("%s: another data file has a value at %q", name, key)
+		}
+	}
+	for key, value := range doc {
+		old, ok := data[key]
+		if !ok {
+			data[key] = value
+			continue
+		}
+		into, isObject := old.(map[string]any)
+		from, alsoObject := value.(map[string]any)
+		if !isObject || !alsoObject {
+			return fmt.Errorf("%s: another data file has a value for %q too", name, key)
+		}
+		if err := mergeData(into, nil, from, name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // snapshot is one revision of the policy, ready to be asked. It never changes.
@@ -74,25 +159,30 @@ var (
 
 // newSnapshot compiles the policy and checks that it can answer what it will be asked.
 func newSnapshot(f *files, entrypoint string, now time.Time) (*snapshot, error) {
-	path, err := entrypointRef(entrypoint)
+	entry, err := entrypointRef(entrypoint)
 	if err != nil {
 		return nil, err
 	}
-	data, err := newData(f.data)
+	caps := capabilities()
+	modules, values, err := f.parse(caps)
+	if err != nil {
+		return nil, err
+	}
+	data, err := newData(values)
 	if err != nil {
 		return nil, err
 	}
 	c := ast.NewCompiler().
-		WithCapabilities(capabilities()).
+		WithCapabilities(caps).
 		WithDefaultRegoVersion(ast.RegoV1).
 		WithPathConflictsCheck(storage.NonEmpty(context.Background(), data.store, data.txn)).
 		SetErrorLimit(50)
-	if c.Compile(f.modules); c.Failed() {
+	if c.Compile(modules); c.Failed() {
 		return nil, compileError(c.Errors)
 	}
 
 	s := &snapshot{revision: f.revision, loaded: now, compiler: c, data: data}
-	if err := s.check(path); err != nil {
+	if err := s.check(entry); err != nil {
 		return nil, err
 	}
 	for _, q := range []struct {
@@ -103,7 +193,7 @@ func newSnapshot(f *files, entrypoint string, now time.Time) (*snapshot, error) 
 		{&s.terms, []rule{ruleRole, ruleSessionPolicy, ruleLimits, ruleFilterListing}},
 		{&s.reasons, []rule{ruleReasons}},
 	} {
-		if *q.to, err = newQuery(c, path, q.rules); err != nil {
+		if *q.to, err = newQuery(c, entry, q.rules); err != nil {
 			return nil, err
 		}
 	}
@@ -124,16 +214,16 @@ func entrypointRef(entrypoint string) (ast.Ref, error) {
 
 // check refuses a policy that could never allow anything, or whose rules have a type that is never understood:
 // both are better said when it is loaded than by refusing every request.
-func (s *snapshot) check(path ast.Ref) error {
-	if len(s.compiler.GetRulesWithPrefix(path)) == 0 {
-		return fmt.Errorf("no package %s: it is the policy's entrypoint; write `package %[1]s`, or set policy.entrypoint", pathString(path))
+func (s *snapshot) check(entry ast.Ref) error {
+	if len(s.compiler.GetRulesWithPrefix(entry)) == 0 {
+		return fmt.Errorf("no package %s: it is the policy's entrypoint; write `package %[1]s`, or set policy.entrypoint", pathString(entry))
 	}
-	if len(s.compiler.GetRulesExact(path.Append(ast.StringTerm(ruleAllow.name)))) == 0 {
-		return fmt.Errorf("package %s has no rule `allow`: nothing could ever be allowed", pathString(path))
+	if len(s.compiler.GetRulesExact(entry.Append(ast.StringTerm(ruleAllow.name)))) == 0 {
+		return fmt.Errorf("package %s has no rule `allow`: nothing could ever be allowed", pathString(entry))
 	}
 	var errs []error
 	for _, r := range []rule{ruleAllow, ruleDeny, ruleReasons, ruleRole, ruleSessionPolicy, ruleLimits, ruleFilterListing} {
-		ref := path.Append(ast.StringTerm(r.name))
+		ref := entry.Append(ast.StringTerm(r.name))
 		rules := s.compiler.GetRules(ref)
 		if len(rules) == 0 {
 			continue
@@ -147,7 +237,7 @@ func (s *snapshot) check(path ast.Ref) error {
 	return errors.Join(errs...)
 }
 
-func pathString(path ast.Ref) string { return strings.TrimPrefix(path.String(), "data.") }
+func pathString(entry ast.Ref) string { return strings.TrimPrefix(entry.String(), "data.") }
 
 func couldBe(t types.Type, is func(types.Type) bool) bool {
 	switch t := t.(type) {
@@ -189,11 +279,11 @@ type query struct {
 }
 
 // newQuery is nil where the policy has none of the rules.
-func newQuery(c *ast.Compiler, path ast.Ref, rules []rule) (*query, error) {
+func newQuery(c *ast.Compiler, entry ast.Ref, rules []rule) (*query, error) {
 	q := &query{}
 	var body ast.Body
 	for _, r := range rules {
-		ref := path.Append(ast.StringTerm(r.name))
+		ref := entry.Append(ast.StringTerm(r.name))
 		if len(c.GetRules(ref)) == 0 {
 			continue
 		}
@@ -340,3 +430,5 @@ func (d *data) Get(ref ast.Ref) ast.Value {
 }
 
 func (d *data) Put(ast.Ref, ast.Value) {}
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
