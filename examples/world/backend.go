@@ -78,12 +78,12 @@ func Main() {
 	os.Exit(0)
 }
 
-func startBackend(ctx context.Context, w *World, name string, sessions sessionKey, certificate *certificate, log io.Writer) (*Backend, error) {
+func startBackend(ctx context.Context, w *World, name string, sessions sessionKey, log io.Writer) (*Backend, error) {
 	b := &Backend{Name: name, Dir: filepath.Join(w.Dir, name), world: w, log: log}
 	b.config = childConfig{Dir: b.Dir, Region: w.Region, Root: w.Root, BaseKey: w.BaseKey, Sessions: sessions, Verbose: log != nil}
 	scheme := "http"
-	if certificate != nil {
-		scheme, b.config.Cert, b.config.Key = "https", certificate.certFile, certificate.keyFile
+	if w.tls {
+		scheme, b.config.Cert, b.config.Key = "https", w.certificate.certFile, w.certificate.keyFile
 	}
 	if err := b.Start(ctx); err != nil {
 		return nil, err

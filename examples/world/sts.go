@@ -106,7 +106,7 @@ func (s *STS) Forget() {
 	s.calls = nil
 }
 
-func startSTS(w *World, sessions sessionKey, roles []Role, certificate *certificate) (*STS, error) {
+func startSTS(w *World, sessions sessionKey, roles []Role) (*STS, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
@@ -120,12 +120,12 @@ func startSTS(w *World, sessions sessionKey, roles []Role, certificate *certific
 	})
 	s.stop = cancel
 	s.server = &http.Server{Handler: s, ErrorLog: log.New(io.Discard, "", 0)}
-	if certificate == nil {
+	if !w.tls {
 		go s.server.Serve(listener)
 		return s, nil
 	}
 	s.URL = "https://" + listener.Addr().String()
-	go s.server.ServeTLS(listener, certificate.certFile, certificate.keyFile)
+	go s.server.ServeTLS(listener, w.certificate.certFile, w.certificate.keyFile)
 	return s, nil
 }
 

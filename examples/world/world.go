@@ -22,7 +22,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"time"
+	"slices"
+	"sync"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/credentials"
@@ -57,10 +58,16 @@ type World struct {
 	Issuer   *oidctest.Issuer // whose tokens the STS trusts
 	STS      *STS
 	Backends []*Backend // S3 servers; at least one
-	CAFile   string     // of the CA that signed all certificates; "" without TLS
+	CAFile   string     // the CAs that signed the certificates of whatever here speaks https
 
-	removeDir bool
-	http      *http.Client
+	certificate *certificate
+	tls         bool
+	removeDir   bool
+	http        *http.Client
+
+	mu         sync.Mutex // guards all below
+	configured int        // proxies
+	started    []*Proxy
 }
 
 // Key is a long-term access key.
@@ -98,34 +105,29 @@ func Start(ctx context.Context, o Options) (_ *World, err error) {
 	if w.Dir, err = filepath.Abs(w.Dir); err != nil {
 		return nil, err
 	}
+	o.Issuer.TLS = o.Issuer.TLS || o.TLS
+	w.Issuer, w.tls = oidctest.New(o.Issuer), o.TLS
+	if w.certificate, err = newCertificate(w.Dir); err != nil {
+		return nil, err
+	}
+	authorities := append(slices.Clone(w.certificate.ca), w.Issuer.CertificatePEM()...)
+	w.CAFile = filepath.Join(w.Dir, "ca.pem")
+	if err := os.WriteFile(w.CAFile, authorities, 0o644); err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(authorities)
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConnsPerHost = 64
+	transport.TLSClientConfig = &tls.Config{RootCAs: roots}
 	w.http = &http.Client{Transport: transport}
 
-	var certificate *certificate
-	o.Issuer.TLS = o.Issuer.TLS || o.TLS
-	w.Issuer = oidctest.New(o.Issuer)
-	if o.TLS {
-		if certificate, err = newCertificate(w.Dir); err != nil {
-			return nil, err
-		}
-		// One file for all: the issuer brings a CA of its own.
-		w.CAFile = filepath.Join(w.Dir, "ca.pem")
-		all := append(append([]byte{}, certificate.ca...), w.Issuer.CertificatePEM()...)
-		if err := os.WriteFile(w.CAFile, all, 0o644); err != nil {
-			return nil, err
-		}
-		roots := x509.NewCertPool()
-		roots.AppendCertsFromPEM(all)
-		transport.TLSClientConfig = &tls.Config{RootCAs: roots}
-	}
-
 	secrets := sessionKey(rand.Text())
-	if w.STS, err = startSTS(w, secrets, o.Roles, certificate); err != nil {
+	if w.STS, err = startSTS(w, secrets, o.Roles); err != nil {
 		return nil, err
 	}
 	for i := range o.Backends {
-		b, err := startBackend(ctx, w, fmt.Sprintf("s3-%d", i+1), secrets, certificate, o.Log)
+		b, err := startBackend(ctx, w, fmt.Sprintf("s3-%d", i+1), secrets, o.Log)
 		if err != nil {
 			return nil, err
 		}
@@ -143,6 +145,11 @@ func Start(ctx context.Context, o Options) (_ *World, err error) {
 // Stop ends what Start started, and removes what it wrote. It may be called more than once.
 func (w *World) Stop() error {
 	var errs []error
+	w.mu.Lock()
+	for _, p := range w.started {
+		p.Kill() // those that are not needed any more have been stopped
+	}
+	w.mu.Unlock()
 	for _, b := range w.Backends {
 		errs = append(errs, b.Stop())
 	}
@@ -202,24 +209,6 @@ func (b *Backend) Client(options ...func(*s3.Options)) *s3.Client {
 		HTTPClient:   b.world.http,
 		UsePathStyle: true,
 	}, options...)
-}
-
-// Within retries until done says so, or gives up after a time: for what another process does in its own time.
-func within(ctx context.Context, patience time.Duration, done func() bool) bool {
-	deadline := time.Now().Add(patience)
-	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
-		if done() {
-			return true
-		}
-		if time.Now().After(deadline) {
-			return false
-		}
-		select {
-		case <-ctx.Done():
-			return false
-		case <-time.After(pause):
-		}
-	}
 }
 
 func newKey(prefix string) Key {
