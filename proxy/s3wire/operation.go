@@ -1,9 +1,6 @@
 package s3wire
 
-import (
-	"net/http"
-	"net/url"
-)
+import "strings"
 
 // Operation is one S3 request, understood. It holds no credential: those are neither read nor kept here.
 type Operation struct {
@@ -17,33 +14,90 @@ type Operation struct {
 
 	// Prefix and Delimiter of a listing.
 	Prefix, Delimiter string
+
+	entry   *entry
+	params  []param  // those without a field above or a value of the table's
+	headers []header // those that go on, in the table's order; not the source, and nothing of the body's framing
 }
 
-// Source is the object that a copy or a rename reads.
-type Source struct{ Bucket, Key, VersionID string }
-
-// Access is one thing an operation needs: an IAM action on a bucket, and on a key where it has one.
-type Access struct {
-	Action            string // "s3:GetObject"
-	Bucket, Key       string
-	VersionID         string
-	Prefix, Delimiter string
+// row is the operation's entry of the table, which is also found for an Operation that a caller made.
+func (op *Operation) row() *entry {
+	if op.entry != nil {
+		return op.entry
+	}
+	return byName[op.Name]
 }
 
-// Addressing tells which host names are Sluice's own, and so where the bucket's name is looked for.
-type Addressing struct {
-	Domains []string // none: path style on any host
+// Preflight tells a browser's CORS preflight, which is no operation of S3's: it carries no credentials, so it can
+// be neither authenticated nor authorised, and it goes on unsigned or not at all.
+func (op *Operation) Preflight() bool { return op.Name == preflight }
+
+// Uploads tells whether the body is an object's bytes, or a part's.
+func (op *Operation) Uploads() bool { return op.Name == "PutObject" || op.Name == "UploadPart" }
+
+// Query is the value of a query parameter, "" where there is none.
+func (op *Operation) Query(name string) string {
+	switch name {
+	case "versionId":
+		return op.VersionID
+	case "prefix":
+		return op.Prefix
+	case "delimiter":
+		return op.Delimiter
+	}
+	for _, p := range op.params {
+		if paramNames[p.id].name == name {
+			return p.value
+		}
+	}
+	return ""
 }
 
-// Parse reads r as exactly one operation of the table, or says with an *Error why it is none.
-func (a Addressing) Parse(r *http.Request) (*Operation, error) { panic("not written") }
+// PolicyQuery is the query as policy may see it: the parameters of the table, by name. Never nil.
+func (op *Operation) PolicyQuery() map[string]string {
+	var buf [maxParams]param
+	params := op.allParams(buf[:0])
+	query := make(map[string]string, len(params))
+	for _, p := range params {
+		query[paramNames[p.id].name] = p.value
+	}
+	return query
+}
 
-// Accesses is what the operation needs, never empty. DeleteObjects' keys come with its body: see ParseDelete.
-func (op *Operation) Accesses() []Access { panic("not written") }
+// PolicyHeaders is the headers as policy may see them: those that the table allows, in lower case, less the keys
+// and codes among them. Never nil.
+func (op *Operation) PolicyHeaders() map[string]string {
+	headers := make(map[string]string, len(op.headers)+1)
+	for i := range op.headers {
+		switch h := &op.headers[i]; {
+		case h.id == userMetadata:
+			headers[strings.ToLower(h.name)] = h.value
+		case headerNames[h.id].class != secret:
+			headers[headerNames[h.id].lower] = h.value
+		}
+	}
+	if op.Source != nil {
+		headers[headerNames[op.sourceHeader()].lower] = op.Source.String()
+	}
+	if op.Payload.Encoding != "" {
+		headers["content-encoding"] = op.Payload.Encoding
+	}
+	return headers
+}
 
-// URL is where the operation is sent: endpoint with the path and query rebuilt, strictly escaped (RawPath set).
-func (op *Operation) URL(endpoint *url.URL, pathStyle bool) *url.URL { panic("not written") }
+func (op *Operation) sourceHeader() headerID {
+	if op.row().source == renameSource {
+		return headerRenameSource
+	}
+	return headerCopySource
+}
 
-// WriteHeader sets on h the headers of the operation that a backend needs: all that the table allows and the
-// client sent, with the copy source encoded again. Never credentials, hop-by-hop headers or body framing.
-func (op *Operation) WriteHeader(h http.Header) { panic("not written") }
+// header finds one of the headers that go on.
+func (op *Operation) header(id headerID) (string, bool) {
+	for i := range op.headers {
+		if op.headers[i].id == id {
+			return op.headers[i].value, true
+		}
+	}
+	return "", false
+}
