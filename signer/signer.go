@@ -7,63 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
+	"regexp"
 	"strings"
+	"sync/atomic"
 	"time"
-
-	"github.com/aws/aws-sdk-go-v2/aws"
-	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 )
-
-// Config is `credentials` of a backend. Exactly one of its fields is set.
-type Config struct {
-	AssumeRole   *AssumeRole   `yaml:"assume_role"`
-	WebIdentity  *WebIdentity  `yaml:"web_identity"`
-	Static       *Static       `yaml:"static"`
-	DefaultChain *DefaultChain `yaml:"default_chain"`
-}
-
-type AssumeRole struct {
-	RoleARN        string            `yaml:"role_arn"`
-	AllowedRoles   []string          `yaml:"allowed_roles"`
-	ExternalID     string            `yaml:"external_id"`
-	Duration       time.Duration     `yaml:"duration"`
-	SessionTags    map[string]string `yaml:"session_tags"`    // text/template values over Principal
-	SourceIdentity string            `yaml:"source_identity"` // the same
-	STSEndpoint    string            `yaml:"sts_endpoint"`
-}
-
-type WebIdentity struct {
-	RoleARN      string        `yaml:"role_arn"`
-	AllowedRoles []string      `yaml:"allowed_roles"`
-	Duration     time.Duration `yaml:"duration"`
-	STSEndpoint  string        `yaml:"sts_endpoint"`
-}
-
-// Static is one fixed key pair, for S3 services without STS. Each value is named by an environment variable or by a
-// file, never written in the configuration.
-type Static struct {
-	AccessKeyIDEnv      string `yaml:"access_key_id_env"`
-	AccessKeyIDFile     string `yaml:"access_key_id_file"`
-	SecretAccessKeyEnv  string `yaml:"secret_access_key_env"`
-	SecretAccessKeyFile string `yaml:"secret_access_key_file"`
-	SessionTokenEnv     string `yaml:"session_token_env"`
-	SessionTokenFile    string `yaml:"session_token_file"`
-}
-
-type DefaultChain struct{}
-
-// Check reports every problem of the section, each with its path below it.
-func (c *Config) Check(report func(path, problem string)) {}
-
-// Principal is for whom a request is signed, as templates see it.
-type Principal struct {
-	Issuer, Subject, Session string
-	Claims                   map[string]any
-	Attributes               map[string]any // workspace, project, repository, user, groups
-	Token                    string         `json:"-"` // the workspace's OIDC token, for web_identity only
-	Expires                  time.Time      // credentials are never used past it
-}
 
 // As is as whom a request is signed.
 type As struct {
@@ -74,115 +22,267 @@ type As struct {
 
 // Options is what a Signer needs besides its configuration.
 type Options struct {
+	// Region is the backend's, and STS's. Default: us-east-1, which is what S3 services without regions expect.
 	Region string
+	// CAFile has the certificates that STS may show, beside the system's and those of AWS_CA_BUNDLE.
 	CAFile string
-	Now    func() time.Time
+	// MaxSessions bounds how many sessions are kept, 2 to 4 KiB each. Where more are in use, the one that was not used
+	// for longest is let go. Default: 16384.
+	MaxSessions int
+	// OnRefresh hears of each call for credentials when it ends. role is "" for credentials that are no role's. err
+	// is nil or an *Error. Default: none.
+	OnRefresh func(role string, err error, took time.Duration)
+	// Now is the clock. Default: time.Now.
+	Now func() time.Time
 }
 
 // Signer signs for one backend. It is safe for concurrent use.
 type Signer struct {
-	region string
-	now    func() time.Time
-	static aws.Credentials
-	v4     *v4.Signer
+	id      uint64 // under which principals keep what this Signer derived from them
+	region  string
+	now     func() time.Time
+	fixed   *credentials // of static
+	roles   *roles       // nil where the backend knows no roles
+	cache   *cache       // nil with fixed
+	sts     *stsSource   // nil unless roles
+	chained bool
 }
 
-// New makes a Signer. ctx ends its background refreshes.
+// roles is what policy may choose from, and how STS is told for whom.
+type roles struct {
+	def      string
+	allowed  []string
+	duration time.Duration
+	who      *who
+}
+
+var signers atomic.Uint64
+
+// New makes a Signer. It reads the files and variables that c names, and calls nobody: credentials are obtained when
+// they are first needed. ctx ends its background refreshes; a Signer whose ctx has ended still signs what is in flight.
 func New(ctx context.Context, c Config, o Options) (*Signer, error) {
-	s := &Signer{region: o.Region, now: o.Now}
+	var problems []error
+	c.Check(func(path, problem string) {
+		problems = append(problems, errors.New(strings.TrimPrefix(path+": "+problem, ": ")))
+	})
+	if err := errors.Join(problems...); err != nil {
+		return nil, err
+	}
+	s := &Signer{id: signers.Add(1), region: o.Region, now: o.Now}
+	if s.region == "" {
+		s.region = "us-east-1"
+	}
+	if !regionName.MatchString(s.region) {
+		return nil, fmt.Errorf("region %q has characters that no region has", s.region)
+	}
 	if s.now == nil {
 		s.now = time.Now
 	}
-	if c.Static == nil {
-		return nil, errors.New("credentials: only static is written so far")
+	if o.MaxSessions <= 0 {
+		o.MaxSessions = 16384
 	}
-	creds, err := c.Static.read()
-	if err != nil {
-		return nil, fmt.Errorf("credentials: static: %w", err)
+
+	var obtain obtainFunc
+	switch {
+	case c.Static != nil:
+		fixed, err := c.Static.read()
+		if err != nil {
+			return nil, fmt.Errorf("static: %w", err)
+		}
+		s.fixed = fixed
+		return s, nil
+
+	case c.DefaultChain != nil:
+		chain := &chain{region: s.region}
+		obtain = chain.obtain
+
+	case c.AssumeRole != nil:
+		a := *c.AssumeRole
+		who, err := newWho(&a)
+		if err != nil {
+			return nil, err
+		}
+		s.roles = newRoles(a.RoleARN, a.AllowedRoles, a.Duration, who)
+		s.sts = &stsSource{region: s.region, endpoint: a.STSEndpoint, externalID: a.ExternalID, chain: chain{region: s.region}}
+		if a.Base != nil {
+			if s.sts.base, err = a.Base.read(); err != nil {
+				return nil, fmt.Errorf("assume_role.base: %w", err)
+			}
+		}
+		if s.sts.client, err = newHTTPClient(o.CAFile); err != nil {
+			return nil, err
+		}
+		obtain = s.sts.assumeRole
+
+	case c.WebIdentity != nil:
+		w := *c.WebIdentity
+		s.roles = newRoles(w.RoleARN, w.AllowedRoles, w.Duration, &who{token: true})
+		s.sts = &stsSource{region: s.region, endpoint: w.STSEndpoint, web: true, chain: chain{region: s.region}}
+		var err error
+		if s.sts.client, err = newHTTPClient(o.CAFile); err != nil {
+			return nil, err
+		}
+		obtain = s.sts.webIdentity
 	}
-	s.static = creds
-	s.v4 = v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping = true })
+	s.cache = newCache(ctx, o, s.now, obtain)
 	return s, nil
 }
 
-func (c *Static) read() (creds aws.Credentials, err error) {
-	for _, v := range []struct {
-		to              *string
-		name, env, file string
-		optional        bool
-	}{
-		{&creds.AccessKeyID, "access_key_id", c.AccessKeyIDEnv, c.AccessKeyIDFile, false},
-		{&creds.SecretAccessKey, "secret_access_key", c.SecretAccessKeyEnv, c.SecretAccessKeyFile, false},
-		{&creds.SessionToken, "session_token", c.SessionTokenEnv, c.SessionTokenFile, true},
-	} {
-		switch {
-		case v.env != "":
-			*v.to = os.Getenv(v.env)
-			if *v.to == "" {
-				return aws.Credentials{}, fmt.Errorf("%s_env: environment variable %s is not set", v.name, v.env)
-			}
-		case v.file != "":
-			b, err := os.ReadFile(v.file)
-			if err != nil {
-				return aws.Credentials{}, fmt.Errorf("%s_file: %w", v.name, err)
-			}
-			*v.to = strings.TrimSpace(string(b))
-			if *v.to == "" {
-				return aws.Credentials{}, fmt.Errorf("%s_file: %s is empty", v.name, v.file)
-			}
-		case !v.optional:
-			return aws.Credentials{}, fmt.Errorf("%s_env or %s_file is missing", v.name, v.name)
-		}
+var regionName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+
+func newRoles(def string, allowed []string, d time.Duration, w *who) *roles {
+	if d == 0 {
+		d = defaultDuration
 	}
-	return creds, nil
+	return &roles{def: def, allowed: allowed, duration: d, who: w}
 }
 
 // Role tells which role As would act as, or why it may not, without asking STS. "" where the backend knows no roles.
+// Errors are *Error.
 func (s *Signer) Role(as As) (string, error) {
-	if as.Role != "" {
-		return "", &Error{Kind: RoleNotAllowed, Message: "policy named a role, and this backend's credentials are static"}
+	role, err := s.role(as)
+	if err != nil {
+		return "", err
 	}
-	return "", nil
+	return role, nil
 }
 
-// Sign signs req, whose URL, Host and headers are final. payloadHash is the value of x-amz-content-sha256, which
-// Sign sets too. Errors are *Error.
+func (s *Signer) role(as As) (string, *Error) {
+	if s.roles == nil {
+		// To leave a narrowing out would give more than policy meant to.
+		switch {
+		case as.Role != "":
+			return "", &Error{Kind: RoleNotAllowed,
+				Message: "policy asks for role " + as.Role + ", but this backend has fixed credentials and no roles",
+				Hint:    "leave role undefined for this backend, or give it assume_role or web_identity"}
+		case as.SessionPolicy != "":
+			return "", &Error{Kind: RoleNotAllowed,
+				Message: "policy narrows the session with session_policy, which this backend's fixed credentials cannot do",
+				Hint:    "leave session_policy undefined for this backend, or give it assume_role or web_identity"}
+		}
+		return "", nil
+	}
+	if as.Role == "" || as.Role == s.roles.def {
+		return s.roles.def, nil
+	}
+	if !roleAllowed(as.Role, s.roles.def, s.roles.allowed) {
+		return "", &Error{Kind: RoleNotAllowed,
+			Message: "policy asks for role " + as.Role + ", which this backend does not allow",
+			Hint:    "add it to allowed_roles, or have policy name one that is there"}
+	}
+	return as.Role, nil
+}
+
+// Roles are the roles that configuration names in full: the default and those of allowed_roles that are no patterns.
+func (s *Signer) Roles() []string {
+	if s.roles == nil {
+		return nil
+	}
+	all := []string{s.roles.def}
+	for _, r := range s.roles.allowed {
+		if r != s.roles.def && !strings.ContainsAny(r, "*?") {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// Sign signs req, whose URL, Host, ContentLength and headers are final: nothing that is sent may be changed after it.
+// payloadHash is the value of x-amz-content-sha256, which Sign sets, as it does x-amz-date, x-amz-security-token and
+// Authorization, whatever they were. It spells the URL the way S3 signs it, so req.URL MUST NOT be shared between
+// requests. It waits for STS where no credentials are at hand, and no longer than ctx. Errors are *Error.
 func (s *Signer) Sign(ctx context.Context, req *http.Request, payloadHash string, as As) error {
-	if _, err := s.Role(as); err != nil {
+	c, err := s.credentials(ctx, as)
+	if err != nil {
 		return err
 	}
-	if as.SessionPolicy != "" {
-		return &Error{Kind: RoleNotAllowed, Message: "policy narrows the session, and this backend's credentials are static"}
-	}
-	now := s.now()
-	if as.Principal == nil || !now.Before(as.Principal.Expires) {
-		return &Error{Kind: Expired, Message: "the identity has expired"}
-	}
-	req.Header.Del("X-Amz-Security-Token")
-	req.Header["X-Amz-Content-Sha256"] = []string{payloadHash}
-	if err := s.v4.SignHTTP(ctx, s.static, req, payloadHash, "s3", s.region, now); err != nil {
-		return &Error{Kind: Unavailable, Message: "the request could not be signed", Err: err}
+	if err := sign(req, payloadHash, c, s.region, s.now()); err != nil {
+		return &Error{Kind: Denied, Err: err, Message: "the request cannot be signed: " + err.Error(), Hint: "this is a defect of Sluice: please report it"}
 	}
 	return nil
+}
+
+func (s *Signer) credentials(ctx context.Context, as As) (*credentials, *Error) {
+	role, err := s.role(as)
+	if err != nil {
+		return nil, err
+	}
+	p := as.Principal
+	if p == nil {
+		return nil, &Error{Kind: Denied, Message: "there is no identity to sign for", Hint: "this is a defect of Sluice: please report it"}
+	}
+	if !s.now().Before(p.Expires) {
+		return nil, errIdentityExpired
+	}
+	if s.fixed != nil {
+		return s.fixed, nil
+	}
+
+	var o order
+	if s.roles != nil {
+		if o, err = s.order(p, role, as.SessionPolicy); err != nil {
+			return nil, err
+		}
+	}
+	o.expires = p.Expires
+	c, err := s.cache.get(ctx, &o)
+	if err != nil {
+		return nil, err
+	}
+	if !s.now().Before(p.Expires) { // it may have been a long wait
+		return nil, errIdentityExpired
+	}
+	return c, nil
+}
+
+// order is what to ask for on a principal's behalf.
+func (s *Signer) order(p *Principal, role, policy string) (order, *Error) {
+	persona := p.persona(s.id, s.roles.who.persona)
+	if persona.err != nil {
+		return order{}, persona.err
+	}
+	o := order{key: key{persona.key, role, policy}, persona: persona, duration: s.roles.duration}
+	if s.roles.who.token {
+		o.token = p.Token
+	}
+	return o, nil
+}
+
+// Stats is what a Signer holds now and has done since New.
+type Stats struct {
+	Sessions  int    // kept
+	Refreshes uint64 // calls for credentials that brought some
+	Failures  uint64 // calls that did not
+}
+
+// Stats may be called at any time.
+func (s *Signer) Stats() Stats {
+	if s.cache == nil {
+		return Stats{}
+	}
+	return s.cache.stats()
 }
 
 // Kind says what a caller does about an error.
 type Kind uint8
 
 const (
-	RoleNotAllowed Kind = iota + 1 // policy named a role outside allowed_roles
-	Denied                         // STS refused: trust policy, duration, tags
-	Unavailable                    // STS or the credential source not reachable, or throttling
+	RoleNotAllowed Kind = iota + 1 // policy named a role outside allowed_roles, or asked a backend without roles for one or for a narrowing
+	Denied                         // STS refused (trust policy, duration, tags), or the identity has not what a tag needs
+	Unavailable                    // STS or the credential source not reachable, throttling, or not accepting the proxy itself
 	NoToken                        // web_identity, and the caller's session carries no token
-	Expired                        // the identity itself has expired
+	Expired                        // the identity has expired: the client needs a new token
 )
 
-// Error is why a request could not be signed. Message is for the developer and holds no secret.
+// Error is why a request could not be signed. Neither it nor what it wraps holds a secret.
 type Error struct {
 	Kind    Kind
-	Message string
-	Err     error
+	Message string // for the developer whose request it was
+	Hint    string // for the operator: what to mend; "" where there is nothing
+	Err     error  // what happened, for logs
 }
 
 func (e *Error) Error() string { return e.Message }
 func (e *Error) Unwrap() error { return e.Err }
+
+var errIdentityExpired = &Error{Kind: Expired, Message: "the token has expired: get a new one and try again"}
