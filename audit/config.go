@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -128,6 +129,18 @@ const (
 	onFailureRefuse   = "refuse"
 	onFailureContinue = "continue"
 )
+
+// problems is what Check reports, as one error.
+func (c *Config) problems() error {
+	var problems []string
+	c.Check(func(path, problem string) {
+		problems = append(problems, strings.TrimSpace(path+" "+problem))
+	})
+	if len(problems) == 0 {
+		return nil
+	}
+	return errors.New("audit: " + strings.Join(problems, "; "))
+}
 
 // withDefaults is where the defaults of the section are applied.
 func (c Config) withDefaults() Config {

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"math/rand/v2"
+	"strings"
 	"time"
 )
 
@@ -35,21 +36,14 @@ func idTime(id string) (time.Time, bool) {
 		return time.Time{}, false
 	}
 	var ms int64
-	for i := range 10 {
-		v := crockfordValue(id[i])
+	for i := range len(id) {
+		v := strings.IndexByte(crockford, id[i])
 		if v < 0 {
 			return time.Time{}, false
 		}
-		ms = ms<<5 | int64(v)
-	}
-	return time.UnixMilli(ms), true
-}
-
-func crockfordValue(c byte) int {
-	for i := range len(crockford) {
-		if crockford[i] == c {
-			return i
+		if i < 10 {
+			ms = ms<<5 | int64(v)
 		}
 	}
-	return -1
+	return time.UnixMilli(ms), true
 }

@@ -4,9 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -14,71 +15,179 @@ import (
 type Log struct {
 	config  Config
 	encoder *encoder
-	file    *os.File
+	stdout  io.Writer
 
-	mu      sync.Mutex // guards what follows
-	free    []*slot    // a stack, so that few slots are hot
-	queue   []*slot    // committed, in the order in which they will be written
-	closed  bool
-	failure error
+	// Nil where there is no file.
+	file        *file
+	journal     *journal
+	keeper      *keeper
+	checkpoints *checkpointer // nil also where nothing is signed
+	shippers    []*shipper
 
-	wake chan struct{} // of capacity 1: the queue is not empty, or closed
-	done chan struct{} // the writer has ended
+	mu     sync.Mutex // guards what follows
+	free   []*slot    // a stack, so that few slots are hot
+	queue  []*slot    // committed, in the order in which they will be written
+	spare  []*slot    // a queue to use next, empty
+	closed bool
+	ended  bool  // the writer is gone
+	failed error // why the newest line is not written; nil once it is
+
+	wake    chan struct{}   // of capacity 1: the queue is not empty, or closed
+	reopens chan chan error // SIGHUP
+	giveUp  chan struct{}   // Close will not wait longer
+	done    chan struct{}   // the writer has ended
+	flusher sync.WaitGroup
+
+	count      counters
+	writing    atomic.Int64 // since when the writer waits for a sink, in Unix nanoseconds; 0 = it does not
+	journalBad atomic.Pointer[error]
 
 	// The writer's own.
-	seq  uint64
-	prev string
+	seq   uint64 // of the last line made
+	prev  string // its hash
+	batch batch
 }
 
-// slot is the room for one event, from Begin until its line is written.
+type counters struct {
+	begun, written, refused, dropped, failures, bytes atomic.Uint64
+	lastSeq                                           atomic.Uint64
+}
+
+// slot is the room for one event, from Begin until its line is written. It belongs to the request until Commit,
+// then to the writer.
 type slot struct {
-	body []byte
+	index      int
+	id         string
+	entry      []byte // room for the journal's header, and the body of the line
+	generation uint64 // of the newest journal entry
+	spill      string // the file that holds it, where it is too large for the journal
+	final      bool   // the journal holds the committed body
+	committed  time.Time
 }
 
-// Open opens the sinks, finds what a crash left behind and writes its events.
+func (s *slot) body() []byte { return s.entry[entryHeader:] }
+
+// Open opens the sinks, finds what a crash left behind and writes its events. ctx bounds the opening.
 func Open(ctx context.Context, c Config) (*Log, error) {
-	var problems []string
-	c.Check(func(path, problem string) {
-		problems = append(problems, strings.TrimSpace(path+" "+problem))
-	})
-	if len(problems) > 0 {
-		return nil, errors.New("audit: " + strings.Join(problems, "; "))
+	if err := c.problems(); err != nil {
+		return nil, err
 	}
 	c = c.withDefaults()
 	l := &Log{
 		config:  c,
 		encoder: newEncoder(c),
 		wake:    make(chan struct{}, 1),
+		reopens: make(chan chan error),
+		giveUp:  make(chan struct{}),
 		done:    make(chan struct{}),
 		prev:    noPrev,
 	}
-	if c.File != nil {
-		f, err := os.OpenFile(c.File.Path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
-		if err != nil {
-			return nil, fmt.Errorf("open the audit log: %w", err)
+	if c.Stdout {
+		l.stdout = c.StdoutWriter
+		if l.stdout == nil {
+			l.stdout = ownStdout()
 		}
-		l.file = f
 	}
-	for range c.InFlight {
-		l.free = append(l.free, &slot{})
+	l.free = make([]*slot, c.InFlight)
+	for i := range l.free {
+		l.free[i] = &slot{index: c.InFlight - 1 - i, entry: make([]byte, entryHeader)}
+	}
+	if c.File != nil {
+		if err := l.openFiles(ctx); err != nil {
+			return nil, err
+		}
 	}
 	go l.write()
 	return l, nil
 }
 
+func (l *Log) openFiles(ctx context.Context) (err error) {
+	c := l.config
+	durable := c.File.Fsync != fsyncOff
+	l.keeper = newKeeper(c.File, c.OnFailure == onFailureRefuse, c.Logger)
+	f, end, err := openFile(c.File, c.Logger, time.Now, l.keeper.retire)
+	if err != nil {
+		return err
+	}
+	journal, left, err := openJournal(c.File.Path + journalSuffix)
+	if err != nil {
+		f.close()
+		return err
+	}
+	defer func() {
+		if err != nil {
+			f.close()
+			journal.close(false)
+		}
+	}()
+	l.file, l.journal, l.seq, l.prev = f, journal, end.seq, end.hash
+	if end.seq == 0 {
+		l.prev = noPrev
+	}
+	if c.SigningKeyFile != "" {
+		if l.checkpoints, err = openCheckpoints(c.File.Path+checkpointsSuffix, c.SigningKeyFile, end, c.Logger); err != nil {
+			return err
+		}
+		f.rotating = func() { l.checkpoints.sign(l.file.end) }
+	}
+	if err := l.recover(ctx, left, durable); err != nil {
+		return err
+	}
+	if err := journal.reset(c.InFlight, c.File.Fsync == fsyncAlways); err != nil {
+		return err
+	}
+	for _, s := range l.free {
+		s.generation = journal.generation(s.index)
+	}
+	if durable {
+		if err := syncDir(f.dir()); err != nil {
+			return fmt.Errorf("open the audit log: %w", err)
+		}
+	}
+	if err := l.startShippers(); err != nil {
+		return err
+	}
+	l.keeper.start(l.unshipped)
+	l.flusher.Go(l.watch)
+	return nil
+}
+
+// ownStdout is standard output under a descriptor of its own: an error on descriptor 1 itself would end the
+// process (os/signal, SIGPIPE) where the sink should be found broken.
+func ownStdout() io.Writer {
+	if f, err := duplicate(os.Stdout); err == nil {
+		return f
+	}
+	return os.Stdout
+}
+
 // Begin reserves room for one event, so that Commit can neither block nor fail. It does not wait: ErrFull means
 // that the request must not be served.
 func (l *Log) Begin(now time.Time) (*Record, error) {
+	r := &Record{log: l}
+	r.Event.Schema, r.Event.ID, r.Event.Time = Schema, newID(now), now
+	r.slot = l.take()
+	if r.slot == nil && l.config.OnFailure != onFailureContinue {
+		l.count.refused.Add(1)
+		return nil, ErrFull
+	}
+	if r.slot != nil {
+		r.slot.id = r.Event.ID
+	}
+	l.count.begun.Add(1)
+	return r, nil
+}
+
+func (l *Log) take() *slot {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	n := len(l.free)
 	if n == 0 || l.closed {
-		l.mu.Unlock()
-		return nil, ErrFull
+		return nil
 	}
 	s := l.free[n-1]
 	l.free = l.free[:n-1]
-	l.mu.Unlock()
-	return &Record{log: l, slot: s, Event: Event{Schema: Schema, ID: newID(now), Time: now}}, nil
+	return s
 }
 
 // Record is the event of one request in progress. It is used by one goroutine.
@@ -86,32 +195,95 @@ type Record struct {
 	Event Event // filled in by the proxy as it learns; Schema, Seq, ID, Time and Prev are Begin's and Commit's
 
 	log  *Log
-	slot *slot
+	slot *slot // nil once committed, or where on_failure is continue and there was no room
+	over bool
 }
 
-// Journal makes what Event holds so far survive the death of the process. It MUST return before the first byte
-// goes to a backend, and before a refusal goes to the client. Where it fails the request must not be served.
-func (r *Record) Journal() error { return nil }
+// Journal makes what Event holds so far survive the death of the process: the next Open will write it, with
+// outcome interrupted. It MUST return before the first byte goes to a backend, and SHOULD before a refusal goes
+// to the client. Where it fails the request must not be served. It may be called again when more is known.
+//
+// With fsync always the entry is on the disk when Journal returns.
+func (r *Record) Journal() error {
+	s, l := r.slot, r.log
+	if s == nil || l.journal == nil {
+		return nil
+	}
+	// In the journal the request has not ended; only the next start can find it so.
+	outcome, message := r.Event.Outcome, r.Event.Error
+	r.Event.Outcome = Interrupted
+	if message == "" {
+		r.Event.Error = interruptedError
+	}
+	s.entry = l.encoder.append(s.entry[:entryHeader], &r.Event)
+	r.Event.Outcome, r.Event.Error = outcome, message
+	err := l.journal.put(s, s.entry)
+	if err == nil {
+		if l.journalBad.Load() != nil {
+			l.journalBad.Store(nil)
+		}
+		return nil
+	}
+	err = fmt.Errorf("journal the request: %w", err)
+	l.count.failures.Add(1)
+	if l.journalBad.Swap(&err) == nil {
+		l.config.Logger.Error("audit: requests cannot be journalled", "error", err)
+	}
+	if l.config.OnFailure == onFailureContinue {
+		return nil
+	}
+	return err
+}
+
+const interruptedError = "the process ended before the request did"
 
 // Commit ends the record: the event is written, exactly once. Further calls do nothing.
 func (r *Record) Commit() {
-	s := r.slot
-	if s == nil {
+	if r.over {
 		return
 	}
+	r.over = true
+	l, s := r.log, r.slot
+	if s == nil {
+		if s = l.take(); s == nil {
+			l.drop(r.Event.ID)
+			return
+		}
+		s.id = r.Event.ID
+	}
 	r.slot = nil
-	if r.Event.DurationMS == 0 {
-		r.Event.DurationMS = float64(time.Since(r.Event.Time)) / float64(time.Millisecond)
+	ev := &r.Event
+	ev.ID = s.id
+	if ev.DurationMS == 0 {
+		ev.DurationMS = float64(time.Since(ev.Time)) / float64(time.Millisecond)
 	}
-	if r.Event.Outcome == "" {
-		r.Event.Outcome = Failed // nobody came to say how it ended
+	if ev.Outcome == "" {
+		ev.Outcome = Failed // nobody came to say how it ended
 	}
-	l := r.log
-	s.body = l.encoder.append(s.body[:0], &r.Event)
+	s.entry = l.encoder.append(s.entry[:entryHeader], ev)
+
 	l.mu.Lock()
+	if l.ended {
+		l.mu.Unlock()
+		l.config.Logger.Error("audit: an event came after the log was closed", "id", s.id)
+		return // what the journal has of it is found at the next start
+	}
+	first := len(l.queue) == 0
+	if first {
+		s.committed = time.Now()
+	}
 	l.queue = append(l.queue, s)
 	l.mu.Unlock()
-	l.notify()
+	if first {
+		l.notify()
+	}
+}
+
+// drop is what on_failure: continue asks for.
+func (l *Log) drop(id string) {
+	if n := l.count.dropped.Add(1); n&(n-1) == 0 { // 1, 2, 4, 8, …: told, without filling the operator's log
+		l.config.Logger.Error("audit: events are not recorded (on_failure: continue)", "dropped", n, "id", id)
+	}
 }
 
 func (l *Log) notify() {
@@ -121,66 +293,128 @@ func (l *Log) notify() {
 	}
 }
 
-func (l *Log) write() {
-	defer close(l.done)
-	var lines []byte
-	for range l.wake {
-		l.mu.Lock()
-		queue, closed := l.queue, l.closed
-		l.queue = nil
-		l.mu.Unlock()
-		lines = lines[:0]
-		for _, s := range queue {
-			start := len(lines)
-			lines = appendLine(lines, l.seq+1, s.body, l.prev)
-			l.seq++
-			l.prev = lineHash(lines[start : len(lines)-1])
-		}
-		var err error
-		if l.file != nil {
-			_, err = l.file.Write(lines)
-		}
-		if l.config.Stdout {
-			_, err = os.Stdout.Write(lines)
-		}
-		l.mu.Lock()
-		l.failure = err
-		if err == nil {
-			l.free = append(l.free, queue...)
-		}
-		l.mu.Unlock()
-		if closed {
-			return
-		}
-	}
+// Stats is what there is to measure.
+type Stats struct {
+	Begun    uint64 // events begun
+	Written  uint64 // lines written
+	Bytes    uint64 // of them
+	Refused  uint64 // times that Begin had no room
+	Dropped  uint64 // events lost, where on_failure is continue
+	Failures uint64 // writes that failed, to be tried again; and journal entries that could not be made
+
+	Free    int           // slots left
+	Open    int           // events begun and not committed
+	Queued  int           // events committed and not written
+	Lag     time.Duration // how long the oldest of them has waited, about
+	LastSeq uint64        // of the newest line written
+
+	Err error // why events cannot be written now; nil = they can
+
+	Files FileStats
+	Ship  []ShipStats
 }
+
+// Stats reports the log's state; it is cheap.
+func (l *Log) Stats() Stats {
+	s := Stats{
+		Begun: l.count.begun.Load(), Written: l.count.written.Load(), Bytes: l.count.bytes.Load(),
+		Refused: l.count.refused.Load(), Dropped: l.count.dropped.Load(), Failures: l.count.failures.Load(),
+		LastSeq: l.count.lastSeq.Load(),
+	}
+	l.mu.Lock()
+	s.Free, s.Queued = len(l.free), len(l.queue)+l.batch.waiting
+	s.Open = l.config.InFlight - s.Free - s.Queued
+	if !l.batch.oldest.IsZero() {
+		s.Lag = time.Since(l.batch.oldest)
+	} else if len(l.queue) > 0 && !l.queue[0].committed.IsZero() {
+		s.Lag = time.Since(l.queue[0].committed)
+	}
+	l.mu.Unlock()
+	s.Err = l.Health()
+	if l.keeper != nil {
+		s.Files = l.keeper.stats()
+	}
+	for _, sh := range l.shippers {
+		s.Ship = append(s.Ship, sh.stats(s.LastSeq))
+	}
+	return s
+}
+
+// hanging is how long a sink may take before Health says so.
+const hanging = 5 * time.Second
 
 // Health is nil while events can be recorded.
 func (l *Log) Health() error {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.failure == nil && len(l.free) == 0 {
+	failed, closed, full := l.failed, l.closed, len(l.free) == 0
+	l.mu.Unlock()
+	since := l.writing.Load()
+	switch {
+	case closed:
+		return errors.New("audit: the log is closed")
+	case failed != nil:
+		return fmt.Errorf("audit: %w", failed)
+	case since != 0 && time.Since(time.Unix(0, since)) > hanging:
+		return fmt.Errorf("audit: the log's disk or standard output has not answered for %s", time.Since(time.Unix(0, since)).Round(time.Second))
+	case full:
 		return ErrFull
 	}
-	return l.failure
+	if bad := l.journalBad.Load(); bad != nil {
+		return fmt.Errorf("audit: %w", *bad)
+	}
+	return nil
 }
 
-// Reopen closes and opens the file again (SIGHUP).
-func (l *Log) Reopen() error { return nil }
+// Reopen looks whether the file is still where it was and makes it anew where it is not (SIGHUP). Sluice rotates
+// by itself; who moves the file away instead need not even tell, but may.
+func (l *Log) Reopen() error {
+	if l.file == nil {
+		return nil
+	}
+	answer := make(chan error, 1)
+	timeout := time.NewTimer(hanging)
+	defer timeout.Stop()
+	select {
+	case l.reopens <- answer:
+		return <-answer
+	case <-l.done:
+		return errors.New("audit: the log is closed")
+	case <-timeout.C:
+		return fmt.Errorf("audit: reopen: the log's disk has not answered for %s", hanging)
+	}
+}
 
-// Close writes what is committed, and ends.
+// Close writes what is committed, and ends. Records that are not committed by then stay in the journal. Where
+// ctx ends first, what is not written stays there too, and the next Open writes it.
 func (l *Log) Close(ctx context.Context) error {
 	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return nil
+	}
 	l.closed = true
 	l.mu.Unlock()
 	l.notify()
+	var err error
 	select {
 	case <-l.done:
 	case <-ctx.Done():
-		return fmt.Errorf("close the audit log: %w", ctx.Err())
+		close(l.giveUp)
+		select {
+		case <-l.done:
+		case <-time.After(time.Second): // it hangs in a write
+		}
+		err = fmt.Errorf("close the audit log: %d events are left in the journal: %w", l.Stats().Queued, ctx.Err())
 	}
-	if l.file != nil {
-		return l.file.Close()
+	if l.file == nil {
+		return err
 	}
-	return nil
+	l.stopShippers(ctx)
+	l.flusher.Wait()
+	l.keeper.stop()
+	if err != nil {
+		return err
+	}
+	s := l.Stats()
+	return errors.Join(l.file.flush(), l.file.close(), l.checkpoints.close(), l.journal.close(s.Open == 0 && s.Queued == 0))
 }

@@ -1,0 +1,110 @@
+package audit
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+)
+
+// recover writes the events of the requests that a dead process left in the journal, but for those whose line
+// it had written: a death between the line and the journal's release must not repeat it.
+func (l *Log) recover(ctx context.Context, left []entry, durable bool) error {
+	if len(left) == 0 {
+		return nil
+	}
+	slices.SortFunc(left, func(a, b entry) int { return cmp.Compare(a.id, b.id) })
+	written, err := l.linesOf(ctx, left)
+	if err != nil {
+		return fmt.Errorf("look for the events of requests that a crash cut: %w", err)
+	}
+	var lines []byte
+	n := 0
+	for _, e := range left {
+		if written[e.id] {
+			continue
+		}
+		start := len(lines)
+		l.seq++
+		lines = appendLine(lines, l.seq, e.body, l.prev)
+		l.prev = lineHash(lines[start : len(lines)-1])
+		n++
+	}
+	for first := l.seq - uint64(n) + 1; len(lines) > 0; {
+		m, err := l.file.append(lines, first)
+		if err != nil {
+			return fmt.Errorf("write the events of requests that a crash cut: %w", err)
+		}
+		lines = lines[m:]
+	}
+	if durable {
+		if err := l.file.flush(); err != nil {
+			return err
+		}
+	}
+	l.count.lastSeq.Store(l.seq)
+	if n > 0 {
+		l.config.Logger.Warn("audit: the last process did not end by itself: wrote the events of its requests in flight", "events", n)
+	}
+	return nil
+}
+
+// linesOf tells which of the entries have their line in the log. A line is written after its request began, so
+// files that were not touched since the oldest began need no look.
+func (l *Log) linesOf(ctx context.Context, left []entry) (map[string]bool, error) {
+	wanted := make(map[string]bool, len(left))
+	for _, e := range left {
+		wanted[e.id] = false
+	}
+	oldest, _ := idTime(left[0].id) // left is sorted
+	oldest = oldest.Add(-time.Minute)
+	files, err := rotatedFiles(l.file.path)
+	if err != nil {
+		return nil, err
+	}
+	files = append(files, logFile{path: l.file.path, modified: time.Now()})
+	for _, f := range files {
+		if f.modified.Before(oldest) {
+			continue
+		}
+		if err := scanIDs(ctx, f.path, wanted); err != nil {
+			return nil, fmt.Errorf("read %s: %w", f.path, err)
+		}
+	}
+	return wanted, nil
+}
+
+// scanIDs sets those of wanted that a file has.
+func scanIDs(ctx context.Context, path string, wanted map[string]bool) error {
+	r, err := openLog(path)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	lines := newLineReader(r)
+	for n := 0; ; n++ {
+		if n%10000 == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		line, err := lines.next()
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		i := bytes.Index(line[:min(len(line), len(lineStart)+64)], []byte(idMark))
+		if i < 0 || len(line) < i+len(idMark)+26 {
+			continue
+		}
+		id := line[i+len(idMark):][:26]
+		if _, ok := wanted[string(id)]; ok { // no allocation
+			wanted[string(id)] = true
+		}
+	}
+}
+
+const idMark = `,"id":"`

@@ -1,0 +1,275 @@
+package audit
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+const (
+	// batchBytes is about how much is written at once.
+	batchBytes = 1 << 20
+	// pace is how far apart batches are under load: an event for each write would cost more than the event.
+	pace = time.Millisecond
+)
+
+// batch is what is being written.
+type batch struct {
+	slots   []*slot
+	lines   []byte
+	first   uint64 // number of the first line
+	inFile  int    // how much of lines each sink has
+	flushed int
+	out     int
+
+	waiting int       // len(slots); guarded by Log.mu, as is
+	oldest  time.Time // when about the oldest of slots was committed
+}
+
+// write is the one goroutine that gives lines their numbers and hashes, and writes them.
+func (l *Log) write() {
+	defer close(l.done)
+	defer func() {
+		l.mu.Lock()
+		l.ended = true
+		l.mu.Unlock()
+	}()
+	var last time.Time
+	for {
+		more := l.fillBatch()
+		if len(l.batch.slots) == 0 {
+			if !more {
+				if l.checkpoints != nil {
+					l.checkpoints.sign(l.file.end)
+				}
+				return
+			}
+			if !l.wait() {
+				return
+			}
+			if rest := pace - time.Since(last); rest > 0 && l.calm() {
+				time.Sleep(rest)
+			}
+			continue
+		}
+		if !l.deliverBatch() {
+			return
+		}
+		l.releaseBatch()
+		last = time.Now()
+	}
+}
+
+// calm reports whether there is time to let a batch grow.
+func (l *Log) calm() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.closed && len(l.free) > l.config.InFlight/2
+}
+
+// wait waits for something to do; false = the log is given up.
+func (l *Log) wait() bool {
+	var timer <-chan time.Time
+	if l.checkpoints != nil {
+		timer = l.checkpoints.timer()
+	}
+	select {
+	case <-l.wake:
+	case answer := <-l.reopens:
+		answer <- l.reopen()
+	case <-timer:
+		l.checkpoints.sign(l.file.end)
+	case <-l.giveUp:
+		return false
+	}
+	return true
+}
+
+func (l *Log) reopen() error {
+	if err := l.file.reopen(); err != nil {
+		return fmt.Errorf("reopen the audit log: %w", err)
+	}
+	return nil
+}
+
+// fillBatch takes committed events and makes lines of them. It reports whether more may come.
+func (l *Log) fillBatch() bool {
+	b := &l.batch
+	l.mu.Lock()
+	size, n := 0, 0
+	for n < len(l.queue) && size < batchBytes {
+		size += len(l.queue[n].entry)
+		n++
+	}
+	b.slots = append(b.slots[:0], l.queue[:n]...)
+	if n > 0 {
+		b.oldest = l.queue[0].committed
+		if b.oldest.IsZero() {
+			b.oldest = time.Now()
+		}
+		rest := append(l.spare[:0], l.queue[n:]...)
+		clear(l.queue)
+		l.spare, l.queue = l.queue[:0], rest
+		if len(rest) > 0 {
+			rest[0].committed = b.oldest
+		}
+	}
+	b.waiting = n
+	more := !l.closed
+	l.mu.Unlock()
+
+	b.lines, b.first = b.lines[:0], l.seq+1
+	b.inFile, b.flushed, b.out = 0, 0, 0
+	for _, s := range b.slots {
+		start := len(b.lines)
+		l.seq++
+		b.lines = appendLine(b.lines, l.seq, s.body(), l.prev)
+		l.prev = lineHash(b.lines[start : len(b.lines)-1])
+	}
+	return more
+}
+
+// deliverBatch writes the batch to every sink, as long as that takes; false = the log is given up.
+func (l *Log) deliverBatch() bool {
+	backoff := 10 * time.Millisecond
+	for {
+		l.writing.Store(time.Now().UnixNano())
+		err := l.tryBatch()
+		l.writing.Store(0)
+		l.mu.Lock()
+		before := l.failed
+		l.failed = err
+		l.mu.Unlock()
+		if err == nil {
+			if before != nil {
+				l.config.Logger.Info("audit: events are written again")
+			}
+			return true
+		}
+		l.count.failures.Add(1)
+		if before == nil {
+			l.config.Logger.Error("audit: events cannot be written; trying again until they can", "error", err, "on_failure", l.config.OnFailure)
+		}
+		l.saveFinal()
+		timer := time.NewTimer(backoff)
+		select {
+		case <-timer.C:
+		case answer := <-l.reopens:
+			answer <- l.reopen()
+		case <-l.giveUp:
+			timer.Stop()
+			return false
+		}
+		timer.Stop()
+		backoff = min(2*backoff, time.Second)
+	}
+}
+
+// tryBatch writes what the sinks do not have yet.
+func (l *Log) tryBatch() error {
+	b := &l.batch
+	if l.file != nil {
+		for b.inFile < len(b.lines) {
+			n, err := l.file.append(b.lines[b.inFile:], b.first)
+			b.inFile += n
+			if err != nil {
+				return err
+			}
+		}
+		if l.config.File.Fsync == fsyncAlways && b.flushed < b.inFile {
+			if err := l.file.flush(); err != nil {
+				// After a failed fsync nobody knows what is on the disk, and a second would lie. Write it again.
+				if cutErr := l.file.takeBack(b.inFile - b.flushed); cutErr != nil {
+					return errors.Join(err, cutErr)
+				}
+				b.inFile = b.flushed
+				return err
+			}
+			b.flushed = b.inFile
+		}
+	}
+	for l.stdout != nil && b.out < len(b.lines) {
+		n, err := l.stdout.Write(b.lines[b.out:])
+		b.out += n
+		if err != nil {
+			return fmt.Errorf("write the event to standard output: %w", err)
+		}
+	}
+	return nil
+}
+
+// saveFinal puts what is committed and cannot be written into the journal, so that a death now keeps how each of
+// the requests ended.
+func (l *Log) saveFinal() {
+	if l.journal == nil {
+		return
+	}
+	l.mu.Lock()
+	waiting := append(append([]*slot(nil), l.batch.slots...), l.queue...)
+	l.mu.Unlock()
+	for _, s := range waiting {
+		if !s.final && l.journal.put(s, s.entry) == nil {
+			s.final = true
+		}
+	}
+}
+
+// releaseBatch gives the slots back.
+func (l *Log) releaseBatch() {
+	b := &l.batch
+	if l.journal != nil {
+		if err := l.journal.release(b.slots); err != nil {
+			// No harm: at the next start the log is found to have these.
+			l.config.Logger.Error("audit: release journal entries", "error", err)
+		}
+	}
+	l.count.written.Add(uint64(len(b.slots)))
+	l.count.bytes.Add(uint64(len(b.lines)))
+	l.count.lastSeq.Store(l.seq)
+	for _, s := range b.slots {
+		s.final = false
+		s.committed = time.Time{}
+		if cap(s.entry) > 2*areaSize {
+			s.entry = make([]byte, entryHeader)
+		}
+		s.entry = s.entry[:entryHeader]
+	}
+	if cap(b.lines) > 4*batchBytes {
+		b.lines = nil
+	}
+	l.mu.Lock()
+	for i := len(b.slots) - 1; i >= 0; i-- {
+		l.free = append(l.free, b.slots[i])
+	}
+	b.waiting, b.oldest = 0, time.Time{}
+	l.mu.Unlock()
+	if l.checkpoints != nil {
+		l.checkpoints.note(l.file.end)
+	}
+	for _, s := range l.shippers {
+		s.notify()
+	}
+}
+
+// watch is what has to be done now and then, beside the writer.
+func (l *Log) watch() {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-l.done:
+			return
+		}
+		if restored, err := l.journal.restore(); err != nil {
+			l.config.Logger.Error("audit: the journal is not where it was, and cannot be put back", "error", err)
+		} else if restored {
+			l.config.Logger.Error("audit: the journal was removed or replaced: it is back", "file", l.journal.path)
+		}
+		if l.config.File.Fsync == fsyncInterval {
+			if err := errors.Join(l.file.flush(), l.journal.fdatasync()); err != nil {
+				l.config.Logger.Error("audit: the disk does not keep what is written to it", "error", err)
+			}
+		}
+	}
+}
