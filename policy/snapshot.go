@@ -172,11 +172,7 @@ func newSnapshot(f *files, entrypoint string, now time.Time) (*snapshot, error) 
 	if err != nil {
 		return nil, err
 	}
-	c := ast.NewCompiler().
-		WithCapabilities(caps).
-		WithDefaultRegoVersion(ast.RegoV1).
-		WithPathConflictsCheck(storage.NonEmpty(context.Background(), data.store, data.txn)).
-		SetErrorLimit(50)
+	c := newCompiler(caps, data)
 	if c.Compile(modules); c.Failed() {
 		return nil, compileError(c.Errors)
 	}
@@ -198,6 +194,14 @@ func newSnapshot(f *files, entrypoint string, now time.Time) (*snapshot, error) 
 		}
 	}
 	return s, nil
+}
+
+func newCompiler(caps *ast.Capabilities, data *data) *ast.Compiler {
+	return ast.NewCompiler().
+		WithCapabilities(caps).
+		WithDefaultRegoVersion(ast.RegoV1).
+		WithPathConflictsCheck(storage.NonEmpty(context.Background(), data.store, data.txn)).
+		SetErrorLimit(50)
 }
 
 // entrypointRef turns "s3/authz" into data.s3.authz.
