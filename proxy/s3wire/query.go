@@ -1,6 +1,7 @@
 package s3wire
 
 import (
+	"net/textproto"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -217,9 +218,13 @@ func (q *query) readAmz(name, value string) error {
 		return nil
 	}
 	name = strings.ToLower(name)
-	for _, h := range q.hoisted {
-		if h.name == name {
-			return repeated("query parameter", name)
+	for i := range q.hoisted {
+		if h := &q.hoisted[i]; h.name == name {
+			if id, ok := headerIDs[textproto.CanonicalMIMEHeaderKey(name)]; !ok || headerNames[id].class != list {
+				return repeated("query parameter", name)
+			}
+			h.value += "," + value // as lines of a header are one list
+			return nil
 		}
 	}
 	q.hoisted = append(q.hoisted, hoisted{name, value})
