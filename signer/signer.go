@@ -38,15 +38,20 @@ type Options struct {
 
 // Signer signs for one backend. It is safe for concurrent use.
 type Signer struct {
-	id      uint64 // under which principals keep what this Signer derived from them
-	region  string
-	now     func() time.Time
-	fixed   *credentials // of static
-	roles   *roles       // nil where the backend knows no roles
-	cache   *cache       // nil with fixed
-	sts     *stsSource   // nil unless roles
-	chained bool
+	id     uint64 // under which principals keep what this Signer derived from them
+	region string
+	now    func() time.Time
+	fixed  *credentials // of static
+	roles  *roles       // nil where the backend knows no roles
+	cache  *cache       // nil with fixed
+	sts    *stsSource   // nil unless roles
 }
+
+// String keeps credentials out of logs.
+func (s *Signer) String() string { return "signer in " + s.region }
+
+// GoString is String, for %#v.
+func (s *Signer) GoString() string { return s.String() }
 
 // roles is what policy may choose from, and how STS is told for whom.
 type roles struct {

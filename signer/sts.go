@@ -126,7 +126,7 @@ func (s *stsSource) service(ctx context.Context) (*sts.Client, *Error) {
 		}
 		o.Retryer = retry.NewStandard(func(o *retry.StandardOptions) {
 			o.MaxAttempts = 3
-			o.MaxBackoff = time.Second // somebody may be waiting
+			o.MaxBackoff = 200 * time.Millisecond // somebody may be waiting
 		})
 	})
 	return s.api, nil
