@@ -1,0 +1,161 @@
+package main
+
+import (
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/sluice-s3/sluice/proxy/identity"
+)
+
+// adminHandler serves health, metrics and what changes things.
+func (s *server) adminHandler(c Admin) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
+		writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
+	})
+	mux.HandleFunc("GET /readyz", s.ready)
+	mux.Handle("GET /metrics", s.telemetry.scrape())
+	guarded := func(pattern string, h http.HandlerFunc) { mux.Handle(pattern, guard(c.TokenFile, h)) }
+	guarded("POST /-/reload", s.reloadPolicy)
+	guarded("POST /revocations", s.addRevocation)
+	guarded("GET /revocations", s.listRevocations)
+	guarded("DELETE /revocations/{id}", s.deleteRevocation)
+	return mux
+}
+
+// guard asks for the admin token. The file is read at each request, so that it can be changed in place.
+func guard(file string, next http.Handler) http.Handler {
+	if file == "" {
+		return next
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		want, err := os.ReadFile(file)
+		if err != nil {
+			writeJSON(w, http.StatusInternalServerError, map[string]string{"error": "the admin token cannot be read"})
+			return
+		}
+		token := strings.TrimSpace(string(want))
+		got, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		if !ok || token == "" || subtle.ConstantTimeCompare([]byte(got), []byte(token)) != 1 {
+			w.Header().Set("WWW-Authenticate", "Bearer")
+			writeJSON(w, http.StatusUnauthorized, map[string]string{"error": "send the admin token: Authorization: Bearer <the content of admin.token_file>"})
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// component is one part's state in /readyz.
+type component struct {
+	OK       bool   `json:"ok"`
+	Error    string `json:"error,omitempty"`
+	Revision string `json:"revision,omitempty"`
+	Age      string `json:"age,omitempty"`
+}
+
+// ready tells whether requests would be served, and what stands in their way.
+func (s *server) ready(w http.ResponseWriter, r *http.Request) {
+	parts := s.current.Load()
+	body := map[string]component{}
+
+	policy := parts.policy.Status()
+	state := component{OK: true, Revision: policy.Revision, Age: time.Since(policy.Loaded).Round(time.Second).String()}
+	if policy.Err != nil {
+		// The last good policy is in force: requests are served, and the operator told.
+		state.Error = policy.Err.Error()
+	}
+	body["policy"] = state
+
+	body["audit"] = component{OK: true}
+	if err := s.keep.audit.Health(); err != nil {
+		body["audit"] = component{Error: err.Error()}
+	}
+	// A replica that lost the store goes on with what it knows; one that never knew anything lets nobody in.
+	revocations := parts.auth.Revocations().Status()
+	body["revocations"] = component{OK: revocations.Ready, Error: revocations.Error}
+	if s.draining.Load() {
+		body["listener"] = component{Error: "draining"}
+	}
+
+	status := http.StatusOK
+	for _, c := range body {
+		if !c.OK {
+			status = http.StatusServiceUnavailable
+		}
+	}
+	writeJSON(w, status, map[string]any{"ready": status == http.StatusOK, "components": body})
+}
+
+// reloadPolicy loads the policy now.
+func (s *server) reloadPolicy(w http.ResponseWriter, r *http.Request) {
+	engine := s.current.Load().policy
+	if err := engine.Reload(r.Context()); err != nil {
+		writeJSON(w, http.StatusUnprocessableEntity, map[string]string{"error": err.Error(), "revision": engine.Status().Revision})
+		return
+	}
+	writeJSON(w, http.StatusOK, map[string]string{"revision": engine.Status().Revision})
+}
+
+func writeJSON(w http.ResponseWriter, status int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(body)
+}
+
+func sinceSeconds(t time.Time) float64 { return time.Since(t).Seconds() }
+
+// addRevocation takes {"session"|"subject"|"token_id": …, "issuer": …, "until": …}. The issuer may be left out where
+// only one is configured.
+func (s *server) addRevocation(w http.ResponseWriter, r *http.Request) {
+	var revocation identity.Revocation
+	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&revocation); err != nil {
+		writeJSON(w, http.StatusBadRequest, map[string]string{"error": "the body is not a revocation: " + err.Error()})
+		return
+	}
+	parts := s.current.Load()
+	if revocation.Issuer == "" && len(parts.config.Issuers) == 1 {
+		revocation.Issuer = parts.config.Issuers[0].Issuer
+	}
+	added, err := parts.auth.Revocations().Add(r.Context(), revocation)
+	switch {
+	case errors.Is(err, identity.ErrBadRevocation):
+		writeJSON(w, http.StatusBadRequest, map[string]string{"error": err.Error()})
+	case errors.Is(err, identity.ErrNotShared):
+		s.log.Error("revocation is in force here only", slog.String("revocation", added.ID), slog.Any("error", err))
+		writeJSON(w, http.StatusAccepted, added)
+	case err != nil:
+		s.log.Error("revocation not kept", slog.String("revocation", added.ID), slog.Any("error", err))
+		writeJSON(w, http.StatusInternalServerError, map[string]string{"error": err.Error()})
+	default:
+		s.log.Info("revoked", slog.String("revocation", added.ID), slog.String("issuer", added.Issuer), slog.Time("until", added.Until))
+		writeJSON(w, http.StatusCreated, added)
+	}
+}
+
+func (s *server) listRevocations(w http.ResponseWriter, r *http.Request) {
+	list := s.current.Load().auth.Revocations().List()
+	if list == nil {
+		list = []identity.Revocation{}
+	}
+	writeJSON(w, http.StatusOK, list)
+}
+
+func (s *server) deleteRevocation(w http.ResponseWriter, r *http.Request) {
+	err := s.current.Load().auth.Revocations().Delete(r.Context(), r.PathValue("id"))
+	switch {
+	case errors.Is(err, identity.ErrNoRevocation):
+		writeJSON(w, http.StatusNotFound, map[string]string{"error": err.Error()})
+	case err != nil && !errors.Is(err, identity.ErrNotShared):
+		writeJSON(w, http.StatusInternalServerError, map[string]string{"error": err.Error()})
+	default:
+		w.WriteHeader(http.StatusNoContent)
+	}
+}

@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/sluice-s3/sluice/audit"
+	"github.com/sluice-s3/sluice/policy"
+	"github.com/sluice-s3/sluice/proxy"
+	"github.com/sluice-s3/sluice/proxy/identity"
+	"github.com/sluice-s3/sluice/signer"
+)
+
+// parts is all that one configuration makes. A reload makes new ones and keeps what must outlive it: the audit
+// log, the revocations and the issuers' keys.
+type parts struct {
+	config *Config
+	auth   *identity.Authenticator
+	policy *policy.Engine
+	proxy  *proxy.Proxy
+	stop   context.CancelFunc // ends the parts' background work
+}
+
+// lasting is what outlives a reload.
+type lasting struct {
+	audit  *audit.Log
+	log    *slog.Logger
+	meter  metric.Meter
+	tracer trace.Tracer
+}
+
+// build makes the parts of c. previous is nil at the start.
+func build(ctx context.Context, c *Config, keep lasting, previous *parts) (_ *parts, err error) {
+	ctx, stop := context.WithCancel(ctx)
+	defer func() {
+		if err != nil {
+			stop()
+		}
+	}()
+	p := &parts{config: c, stop: stop}
+
+	auth := identity.Config{Issuers: c.Issuers, Sessions: c.Sessions, Revocation: c.Revocation}
+	if previous != nil {
+		auth.Previous = previous.auth
+		if previous.config.Revocation == c.Revocation {
+			auth.Revocations = previous.auth.Revocations()
+		}
+	}
+	if p.auth, err = identity.New(ctx, auth); err != nil {
+		return nil, err
+	}
+	p.policy, err = policy.Open(ctx, c.Policy, func(s policy.Status) {
+		if s.Err != nil {
+			keep.log.Error("policy not loaded; the one before stays in force", slog.String("revision", s.Revision), slog.Any("error", s.Err))
+			return
+		}
+		keep.log.Info("policy loaded", slog.String("revision", s.Revision))
+	})
+	if err != nil {
+		return nil, err
+	}
+	backends := make([]proxy.Backend, len(c.Backends))
+	for i := range c.Backends {
+		if backends[i], err = c.Backends[i].build(ctx, c.Limits); err != nil {
+			return nil, fmt.Errorf("backends[%d]: %w", i, err)
+		}
+	}
+	trusted, err := parsePrefixes(c.Listen.TrustedProxies)
+	if err != nil {
+		return nil, err
+	}
+	p.proxy, err = proxy.New(proxy.Config{
+		Auth: p.auth, Policy: p.policy, Audit: keep.audit, Backends: backends,
+		Domains: c.Listen.Domains, TrustedProxies: trusted,
+		Limits: proxy.Limits{
+			IdleTimeout: c.Limits.IdleTimeout, RequestsPerSecond: c.Limits.RequestsPerSecond,
+			BytesPerSecond: c.Limits.BytesPerSecond, InFlight: c.Limits.InFlight,
+		},
+		Log: keep.log, Meter: keep.meter, Tracer: keep.tracer,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// build makes the backend that b describes.
+func (b *Backend) build(ctx context.Context, limits Limits) (proxy.Backend, error) {
+	endpoint, err := b.url()
+	if err != nil {
+		return proxy.Backend{}, err
+	}
+	transport, err := b.transport(limits)
+	if err != nil {
+		return proxy.Backend{}, err
+	}
+	s, err := signer.New(ctx, b.Credentials, signer.Options{Region: b.Region, CAFile: b.CAFile})
+	if err != nil {
+		return proxy.Backend{}, fmt.Errorf("credentials: %w", err)
+	}
+	return proxy.Backend{
+		Name: b.Name, Buckets: b.Buckets, Endpoint: endpoint, PathStyle: b.PathStyle || isAddress(endpoint.Hostname()),
+		StrictKeys: b.Keys == "strict", Signer: s, Transport: transport, Propagate: b.TraceContext,
+	}, nil
+}
+
+// url is where the backend is. AWS's partitions have domains of their own.
+func (b *Backend) url() (*url.URL, error) {
+	if b.Endpoint != "" {
+		u, err := url.Parse(b.Endpoint)
+		if err != nil {
+			return nil, fmt.Errorf("endpoint: %w", err)
+		}
+		return &url.URL{Scheme: u.Scheme, Host: u.Host}, nil
+	}
+	domain := "amazonaws.com"
+	if strings.HasPrefix(b.Region, "cn-") {
+		domain = "amazonaws.com.cn"
+	}
+	return &url.URL{Scheme: "https", Host: "s3." + b.Region + "." + domain}, nil
+}
+
+func isAddress(host string) bool { return net.ParseIP(host) != nil }
+
+// transport keeps many connections to the one host there is. It has no whole-request timeout: the proxy cuts what
+// stands still.
+func (b *Backend) transport(limits Limits) (*http.Transport, error) {
+	t := &http.Transport{
+		DialContext:            (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		TLSHandshakeTimeout:    10 * time.Second,
+		MaxIdleConns:           0,
+		MaxIdleConnsPerHost:    limits.MaxInFlight,
+		IdleConnTimeout:        30 * time.Second, // below the minute after which backends hang up
+		ExpectContinueTimeout:  time.Second,
+		DisableCompression:     true, // an object is the bytes that were stored
+		WriteBufferSize:        64 << 10,
+		ReadBufferSize:         64 << 10,
+		Proxy:                  nil, // a backend is where the configuration says
+		MaxResponseHeaderBytes: 64 << 10,
+	}
+	t.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
+	if b.CAFile != "" {
+		pem, err := os.ReadFile(b.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("ca_file: %w", err)
+		}
+		pool := x509.NewCertPool()
+		if !pool.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("ca_file: %s holds no certificate", b.CAFile)
+		}
+		t.TLSClientConfig.RootCAs = pool
+	}
+	return t, nil
+}

@@ -1,0 +1,501 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-viper/mapstructure/v2"
+	"github.com/gobwas/glob"
+	"github.com/goccy/go-yaml"
+
+	"github.com/sluice-s3/sluice/audit"
+	"github.com/sluice-s3/sluice/policy"
+	"github.com/sluice-s3/sluice/proxy/identity"
+	"github.com/sluice-s3/sluice/signer"
+)
+
+// Config is the configuration file. Sections that a package owns are that package's Config.
+type Config struct {
+	Listen          Listen                    `yaml:"listen"`
+	Admin           Admin                     `yaml:"admin"`
+	Issuers         []identity.IssuerConfig   `yaml:"issuers"`
+	Sessions        identity.SessionsConfig   `yaml:"sessions"`
+	Revocation      identity.RevocationConfig `yaml:"revocation"`
+	Policy          policy.Config             `yaml:"policy"`
+	Backends        []Backend                 `yaml:"backends"`
+	Audit           audit.Config              `yaml:"audit"`
+	Limits          Limits                    `yaml:"limits"`
+	ShutdownTimeout time.Duration             `yaml:"shutdown_timeout"` // [30s] for requests in flight, once told to stop
+	Telemetry       Telemetry                 `yaml:"telemetry"`
+	Log             Log                       `yaml:"log"`
+}
+
+// Listen is the S3 listener.
+type Listen struct {
+	Address        string   `yaml:"address"`         // [:8443]
+	Domains        []string `yaml:"domains"`         // [none: path style on any host]
+	TrustedProxies []string `yaml:"trusted_proxies"` // CIDRs whose X-Forwarded-For tells the source
+	ProxyProtocol  bool     `yaml:"proxy_protocol"`  // read PROXY protocol headers of trusted proxies
+	Plaintext      bool     `yaml:"plaintext"`       // allow plain HTTP off loopback
+	TLS            TLS      `yaml:"tls"`
+}
+
+// TLS is one of ACME and Files; none is plain HTTP.
+type TLS struct {
+	ACME      *ACME  `yaml:"acme"`
+	Files     *Files `yaml:"files"`
+	Plaintext bool   `yaml:"plaintext"` // the same as listen.plaintext
+}
+
+// Files are a certificate and its key, read again when they change.
+type Files struct {
+	Cert string `yaml:"cert"`
+	Key  string `yaml:"key"`
+}
+
+// Admin is the listener for health, metrics and revocations.
+type Admin struct {
+	Address   string `yaml:"address"`    // [127.0.0.1:9090]
+	TokenFile string `yaml:"token_file"` // bearer token for what changes things; needed off loopback
+}
+
+// Backend is an S3 service behind Sluice.
+type Backend struct {
+	Name         string        `yaml:"name"`
+	Buckets      []string      `yaml:"buckets"`  // globs
+	Endpoint     string        `yaml:"endpoint"` // [AWS in the region]
+	Region       string        `yaml:"region"`
+	PathStyle    bool          `yaml:"path_style"`
+	Keys         string        `yaml:"keys"` // [literal for AWS, strict for others]
+	CAFile       string        `yaml:"ca_file"`
+	TraceContext bool          `yaml:"trace_context"` // send W3C trace context
+	Credentials  signer.Config `yaml:"credentials"`
+}
+
+// Limits of the S3 listener.
+type Limits struct {
+	MaxInFlight       int           `yaml:"max_in_flight"`  // [4096]
+	HeaderTimeout     time.Duration `yaml:"header_timeout"` // [10s]
+	IdleTimeout       time.Duration `yaml:"idle_timeout"`   // [60s] no byte either way
+	RequestsPerSecond float64       `yaml:"requests_per_second"`
+	BytesPerSecond    int64         `yaml:"bytes_per_second"`
+	InFlight          int           `yaml:"in_flight"`
+}
+
+// Telemetry is where traces, metrics and logs go besides /metrics and standard error.
+type Telemetry struct {
+	OTLP        OTLP   `yaml:"otlp"`
+	ServiceName string `yaml:"service_name"` // [sluice]
+}
+
+// OTLP is an OpenTelemetry receiver.
+type OTLP struct {
+	Endpoint string `yaml:"endpoint"` // URL; [the OTEL_* variables]
+}
+
+// Log is the operator's log, on standard error.
+type Log struct {
+	Level  string `yaml:"level"`  // debug, [info], warn, error
+	Format string `yaml:"format"` // [json], text
+}
+
+// Problem is one mistake in the file.
+type Problem struct{ Path, Text string }
+
+func (p Problem) String() string {
+	if p.Path == "" {
+		return p.Text
+	}
+	return p.Path + ": " + p.Text
+}
+
+// ConfigError is every problem of a configuration file.
+type ConfigError struct {
+	File     string
+	Problems []Problem
+}
+
+func (e *ConfigError) Error() string {
+	lines := make([]string, len(e.Problems))
+	for i, p := range e.Problems {
+		lines[i] = e.File + ": " + p.String()
+	}
+	return strings.Join(lines, "\n")
+}
+
+// loadConfig reads file, fills in the defaults, and reports every problem at once as a *ConfigError.
+func loadConfig(file string) (*Config, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	c, problems := parseConfig(text, os.LookupEnv)
+	if len(problems) > 0 {
+		return nil, &ConfigError{file, problems}
+	}
+	return c, nil
+}
+
+// parseConfig reads a configuration; env looks environment variables up.
+func parseConfig(text []byte, env func(string) (string, bool)) (*Config, []Problem) {
+	var problems []Problem
+	report := func(path, text string) { problems = append(problems, Problem{path, text}) }
+
+	var tree map[string]any
+	if err := yaml.Unmarshal(text, &tree); err != nil {
+		report("", "not YAML: "+strings.TrimSpace(err.Error()))
+		return nil, problems
+	}
+	expanded := expand(tree, "", env, report)
+
+	c := &Config{}
+	var used mapstructure.Metadata
+	decoder, err := mapstructure.NewDecoder(&mapstructure.DecoderConfig{
+		Result: c, TagName: "yaml", Metadata: &used,
+		MatchName: func(key, field string) bool { return key == field },
+		DecodeHook: mapstructure.ComposeDecodeHookFunc(
+			durations, mapstructure.TextUnmarshallerHookFunc(),
+		),
+	})
+	if err != nil {
+		report("", err.Error())
+		return nil, problems
+	}
+	if err := decoder.Decode(expanded); err != nil {
+		for _, e := range flatten(err) {
+			var at *mapstructure.DecodeError
+			if errors.As(e, &at) {
+				report(at.Name(), strings.ReplaceAll(at.Unwrap().Error(), "\n", " "))
+			} else {
+				report("", e.Error())
+			}
+		}
+	}
+	for _, path := range used.Unused {
+		report(path, "unknown key; see the README for the keys there are")
+	}
+	c.setDefaults()
+	c.check(report)
+	slices.SortStableFunc(problems, func(a, b Problem) int { return strings.Compare(a.Path, b.Path) })
+	return c, slices.Compact(problems)
+}
+
+// flatten lists the errors that were joined into err.
+func flatten(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var all []error
+		for _, e := range joined.Unwrap() {
+			all = append(all, flatten(e)...)
+		}
+		return all
+	}
+	if _, at := err.(*mapstructure.DecodeError); !at {
+		if inner := errors.Unwrap(err); inner != nil {
+			return flatten(inner)
+		}
+	}
+	return []error{err}
+}
+
+// durations takes "30s", and not a bare number, which would be nanoseconds.
+func durations(from, to reflect.Type, value any) (any, error) {
+	if to != reflect.TypeFor[time.Duration]() {
+		return value, nil
+	}
+	text, ok := value.(string)
+	if !ok {
+		return nil, fmt.Errorf("a duration with its unit is needed (30s, 5m, 1h), not %v", value)
+	}
+	return time.ParseDuration(text)
+}
+
+var variable = regexp.MustCompile(`\$\{([A-Za-z_][A-Za-z0-9_]*)\}`)
+
+// expand replaces ${NAME} in every value. A value that is nothing but ${NAME} takes the type its text has in YAML.
+func expand(value any, path string, env func(string) (string, bool), report func(path, text string)) any {
+	switch v := value.(type) {
+	case map[string]any:
+		for key, below := range v {
+			v[key] = expand(below, join(path, key), env, report)
+		}
+	case []any:
+		for i, below := range v {
+			v[i] = expand(below, fmt.Sprintf("%s[%d]", path, i), env, report)
+		}
+	case string:
+		if !strings.Contains(v, "${") {
+			return v
+		}
+		text := variable.ReplaceAllStringFunc(v, func(match string) string {
+			name := match[2 : len(match)-1]
+			value, ok := env(name)
+			if !ok {
+				report(path, fmt.Sprintf("environment variable %s is not set", name))
+			}
+			return value
+		})
+		if variable.FindString(v) == v {
+			var typed any
+			if yaml.Unmarshal([]byte(text), &typed) == nil {
+				switch typed.(type) {
+				case bool, int, int64, uint64, float64:
+					return typed
+				}
+			}
+		}
+		return text
+	}
+	return value
+}
+
+func join(path, key string) string {
+	if path == "" {
+		return key
+	}
+	return path + "." + key
+}
+
+func (c *Config) setDefaults() {
+	set(&c.Listen.Address, ":8443")
+	set(&c.Admin.Address, "127.0.0.1:9090")
+	set(&c.Limits.MaxInFlight, 4096)
+	set(&c.Limits.HeaderTimeout, 10*time.Second)
+	set(&c.Limits.IdleTimeout, 60*time.Second)
+	set(&c.ShutdownTimeout, 30*time.Second)
+	set(&c.Telemetry.ServiceName, "sluice")
+	set(&c.Log.Level, "info")
+	set(&c.Log.Format, "json")
+	c.Listen.Plaintext = c.Listen.Plaintext || c.Listen.TLS.Plaintext
+	for i := range c.Backends {
+		b := &c.Backends[i]
+		if b.Keys == "" {
+			b.Keys = "strict"
+			if b.Endpoint == "" {
+				b.Keys = "literal"
+			}
+		}
+	}
+}
+
+func set[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// check reports every problem that can be seen without asking anybody.
+func (c *Config) check(report func(path, text string)) {
+	under := func(prefix string) func(path, text string) {
+		return func(path, text string) {
+			if path == "" {
+				report(prefix, text)
+			} else {
+				report(prefix+"."+path, text)
+			}
+		}
+	}
+	c.Listen.check(under("listen"))
+	c.Admin.check(under("admin"))
+	if len(c.Issuers) == 0 {
+		report("issuers", "at least one issuer is needed, or nobody can come in")
+	}
+	seen := map[string]bool{}
+	for i := range c.Issuers {
+		at := fmt.Sprintf("issuers[%d]", i)
+		c.Issuers[i].Check(under(at))
+		if seen[c.Issuers[i].Issuer] {
+			report(at+".issuer", "named twice: give one entry all its audiences")
+		}
+		seen[c.Issuers[i].Issuer] = true
+	}
+	c.Sessions.Check(under("sessions"))
+	c.Revocation.Check(under("revocation"))
+	c.Policy.Check(under("policy"))
+	if len(c.Backends) == 0 {
+		report("backends", "at least one backend is needed")
+	}
+	names := map[string]bool{}
+	for i := range c.Backends {
+		at := fmt.Sprintf("backends[%d]", i)
+		c.Backends[i].check(under(at))
+		if names[c.Backends[i].Name] {
+			report(at+".name", "named twice")
+		}
+		names[c.Backends[i].Name] = true
+	}
+	c.Audit.Check(under("audit"))
+	c.Limits.check(under("limits"))
+	if c.ShutdownTimeout < 0 {
+		report("shutdown_timeout", "must not be negative")
+	}
+	if e := c.Telemetry.OTLP.Endpoint; e != "" {
+		if u, err := url.Parse(e); err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+			report("telemetry.otlp.endpoint", "a URL is needed, such as http://localhost:4318")
+		}
+	}
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
+		report("log.level", fmt.Sprintf("%q is none of debug, info, warn, error", c.Log.Level))
+	}
+	if !slices.Contains([]string{"json", "text"}, c.Log.Format) {
+		report("log.format", fmt.Sprintf("%q is neither json nor text", c.Log.Format))
+	}
+}
+
+func (l *Listen) check(report func(path, text string)) {
+	host, ok := checkAddress(l.Address, "address", report)
+	for i, d := range l.Domains {
+		if !isDomain(d) {
+			report(fmt.Sprintf("domains[%d]", i), fmt.Sprintf("%q is not a host name: no scheme, port or wildcard", d))
+		}
+	}
+	for i, cidr := range l.TrustedProxies {
+		if _, err := parsePrefix(cidr); err != nil {
+			report(fmt.Sprintf("trusted_proxies[%d]", i), fmt.Sprintf("%q is not a CIDR such as 10.0.0.0/8", cidr))
+		}
+	}
+	if l.ProxyProtocol && len(l.TrustedProxies) == 0 {
+		report("proxy_protocol", "name the load balancers in trusted_proxies: PROXY headers from anyone else are not believed")
+	}
+	switch {
+	case l.TLS.ACME != nil && l.TLS.Files != nil:
+		report("tls", "acme and files are both given; use one")
+	case l.TLS.ACME != nil:
+		l.TLS.ACME.check(l.Domains, report)
+	case l.TLS.Files != nil:
+		checkFile(l.TLS.Files.Cert, "tls.files.cert", report)
+		checkFile(l.TLS.Files.Key, "tls.files.key", report)
+	case ok && !l.Plaintext && !isLoopback(host):
+		report("tls", "plain HTTP off loopback would show tokens to the network: set tls.files or tls.acme, or plaintext: true behind something that terminates TLS")
+	}
+}
+
+func (a *Admin) check(report func(path, text string)) {
+	host, ok := checkAddress(a.Address, "address", report)
+	if a.TokenFile != "" {
+		checkFile(a.TokenFile, "token_file", report)
+	} else if ok && !isLoopback(host) {
+		report("token_file", "needed where the admin listener is off loopback: anyone could revoke sessions")
+	}
+}
+
+func (b *Backend) check(report func(path, text string)) {
+	if b.Name == "" {
+		report("name", "needed: events and policy call the backend by it")
+	}
+	if len(b.Buckets) == 0 {
+		report("buckets", `at least one glob is needed ("*" takes every bucket)`)
+	}
+	for i, pattern := range b.Buckets {
+		if _, err := glob.Compile(pattern); err != nil || pattern == "" {
+			report(fmt.Sprintf("buckets[%d]", i), fmt.Sprintf("%q is not a glob", pattern))
+		}
+	}
+	if b.Endpoint != "" {
+		u, err := url.Parse(b.Endpoint)
+		switch {
+		case err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https"):
+			report("endpoint", fmt.Sprintf("%q is not a URL such as https://minio.example.com:9000", b.Endpoint))
+		case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil:
+			report("endpoint", "scheme, host and port only")
+		}
+	}
+	if b.Region == "" {
+		report("region", "needed to sign (us-east-1 where the service has none)")
+	}
+	if b.Keys != "literal" && b.Keys != "strict" {
+		report("keys", fmt.Sprintf("%q is neither literal nor strict", b.Keys))
+	}
+	if b.CAFile != "" {
+		checkFile(b.CAFile, "ca_file", report)
+	}
+	b.Credentials.Check(func(path, text string) {
+		if path == "" {
+			report("credentials", text)
+		} else {
+			report("credentials."+path, text)
+		}
+	})
+}
+
+func (l *Limits) check(report func(path, text string)) {
+	if l.MaxInFlight < 1 {
+		report("max_in_flight", "must be at least 1")
+	}
+	if l.HeaderTimeout < 0 {
+		report("header_timeout", "must not be negative")
+	}
+	if l.IdleTimeout < 0 {
+		report("idle_timeout", "must not be negative")
+	}
+	if l.RequestsPerSecond < 0 {
+		report("requests_per_second", "must not be negative; 0 = no limit")
+	}
+	if l.BytesPerSecond < 0 {
+		report("bytes_per_second", "must not be negative; 0 = no limit")
+	}
+	if l.InFlight < 0 {
+		report("in_flight", "must not be negative; 0 = no limit")
+	}
+}
+
+func checkAddress(address, path string, report func(path, text string)) (host string, ok bool) {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		report(path, fmt.Sprintf("%q is not host:port", address))
+		return "", false
+	}
+	return host, true
+}
+
+func checkFile(name, path string, report func(path, text string)) {
+	if name == "" {
+		report(path, "needed")
+		return
+	}
+	if f, err := os.Open(name); err != nil {
+		report(path, err.Error())
+	} else {
+		f.Close()
+	}
+}
+
+var domain = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?)*$`)
+
+func isDomain(name string) bool { return len(name) <= 253 && domain.MatchString(name) }
+
+func isLoopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
+
+// parsePrefix reads a CIDR, or one address.
+func parsePrefix(s string) (netip.Prefix, error) {
+	if addr, err := netip.ParseAddr(s); err == nil {
+		return netip.PrefixFrom(addr, addr.BitLen()), nil
+	}
+	return netip.ParsePrefix(s)
+}
+
+func parsePrefixes(list []string) ([]netip.Prefix, error) {
+	prefixes := make([]netip.Prefix, len(list))
+	for i, s := range list {
+		var err error
+		if prefixes[i], err = parsePrefix(s); err != nil {
+			return nil, err
+		}
+	}
+	return prefixes, nil
+}

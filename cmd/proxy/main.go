@@ -1,0 +1,104 @@
+// Command proxy is Sluice: keyless S3 for workspaces. It is the only place that knows files, flags and signals.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/alecthomas/kong"
+)
+
+// Exit statuses: 1 is something that failed, 2 is a command that was not understood.
+const (
+	exitFailed = 1
+	exitMisuse = 2
+)
+
+// commands is the command line.
+type commands struct {
+	Serve       serveCommand       `cmd:"" help:"Run the proxy."`
+	Check       checkCommand       `cmd:"" help:"Look for mistakes in a configuration."`
+	Credentials credentialsCommand `cmd:"" help:"Exchange the workspace token for AWS credentials (credential_process)."`
+	Version     versionCommand     `cmd:"" help:"Print version, commit and Go version."`
+}
+
+// example is a command that shows one with its help.
+type example interface{ Example() string }
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+// run runs one command and returns its exit status.
+func run(args []string, stdout, stderr io.Writer) int {
+	var cli commands
+	exit := -1
+	parser, err := kong.New(&cli,
+		kong.Name("proxy"),
+		kong.Description("Sluice: S3 for workspaces that hold an OIDC token and no keys."),
+		kong.Writers(stdout, stderr),
+		kong.Exit(func(code int) { exit = code }),
+		kong.Help(helpWithExample),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+		kong.BindTo(stdout, (*io.Writer)(nil)),
+	)
+	if err != nil {
+		fmt.Fprintln(stderr, "proxy:", err)
+		return exitFailed
+	}
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	ctx, err := parser.Parse(args)
+	if exit >= 0 { // --help
+		return exit
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "proxy: %s; see proxy --help\n", oneLine(err))
+		return exitMisuse
+	}
+	if err := ctx.Run(); err != nil {
+		var quiet *exitError
+		if errors.As(err, &quiet) {
+			return quiet.code
+		}
+		fmt.Fprintf(stderr, "proxy %s: %v\n", commandName(ctx), err)
+		return exitFailed
+	}
+	return 0
+}
+
+// commandName is the command without its arguments.
+func commandName(ctx *kong.Context) string {
+	var words []string
+	for word := range strings.FieldsSeq(ctx.Command()) {
+		if strings.HasPrefix(word, "<") || strings.HasPrefix(word, "[") {
+			break
+		}
+		words = append(words, word)
+	}
+	return strings.Join(words, " ")
+}
+
+// exitError ends a command that has said all there is to say.
+type exitError struct{ code int }
+
+func (e *exitError) Error() string { return fmt.Sprintf("exit status %d", e.code) }
+
+func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+
+func helpWithExample(options kong.HelpOptions, ctx *kong.Context) error {
+	if err := kong.DefaultHelpPrinter(options, ctx); err != nil {
+		return err
+	}
+	node := ctx.Selected()
+	if node == nil || !node.Target.CanAddr() {
+		fmt.Fprint(ctx.Stdout, "\nExample:\n  proxy serve --config sluice.yaml\n")
+		return nil
+	}
+	if e, ok := node.Target.Addr().Interface().(example); ok {
+		fmt.Fprintf(ctx.Stdout, "\nExample:\n  %s\n", strings.ReplaceAll(strings.TrimSpace(e.Example()), "\n", "\n  "))
+	}
+	return nil
+}

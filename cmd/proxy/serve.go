@@ -1,0 +1,255 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/signal"
+	"reflect"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/pires/go-proxyproto"
+
+	"github.com/sluice-s3/sluice/audit"
+)
+
+type serveCommand struct {
+	Config string `required:"" placeholder:"FILE" help:"Configuration file. SIGHUP reads it again."`
+}
+
+func (serveCommand) Example() string { return "proxy serve --config /etc/sluice/sluice.yaml" }
+
+// Run serves until SIGTERM or SIGINT, then drains.
+func (cmd serveCommand) Run() error {
+	c, err := loadConfig(cmd.Config)
+	if err != nil {
+		return err
+	}
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
+	defer signal.Stop(signals)
+
+	s, err := start(cmd.Config, c)
+	if err != nil {
+		return err
+	}
+	for {
+		select {
+		case err := <-s.failed:
+			s.shutdown()
+			return err
+		case sig := <-signals:
+			if sig == syscall.SIGHUP {
+				s.reload()
+				continue
+			}
+			s.log.Info("draining", slog.String("signal", sig.String()))
+			return s.shutdown()
+		}
+	}
+}
+
+// server is a running proxy.
+type server struct {
+	file     string
+	log      *slog.Logger
+	keep     lasting
+	current  atomic.Pointer[parts]
+	draining atomic.Bool
+	inFlight sync.WaitGroup // handlers of the S3 listener
+
+	s3, admin *http.Server
+	telemetry *telemetry
+	failed    chan error
+	stop      context.CancelFunc
+	ctx       context.Context
+
+	reloading sync.Mutex // one reload at a time
+}
+
+// start opens everything in the order that lets nothing be served that could not be recorded.
+func start(file string, c *Config) (_ *server, err error) {
+	ctx, stop := context.WithCancel(context.Background())
+	s := &server{file: file, failed: make(chan error, 2), ctx: ctx, stop: stop}
+	defer func() {
+		if err != nil {
+			stop()
+		}
+	}()
+	if s.telemetry, err = startTelemetry(ctx, c.Telemetry); err != nil {
+		return nil, fmt.Errorf("telemetry: %w", err)
+	}
+	s.log = newLogger(c.Log, os.Stderr, s.telemetry)
+
+	recording := c.Audit
+	recording.InFlight, recording.Logger = c.Limits.MaxInFlight, s.log
+	log, err := audit.Open(ctx, recording)
+	if err != nil {
+		return nil, fmt.Errorf("audit: %w", err)
+	}
+	s.keep = lasting{audit: log, log: s.log, meter: s.telemetry.meter("proxy"), tracer: s.telemetry.tracer()}
+	defer func() {
+		if err != nil {
+			_ = log.Close(ctx)
+		}
+	}()
+	first, err := build(ctx, c, s.keep, nil)
+	if err != nil {
+		return nil, err
+	}
+	s.current.Store(first)
+	if err := s.telemetry.observe(s); err != nil {
+		return nil, fmt.Errorf("telemetry: %w", err)
+	}
+
+	tlsConfig, err := c.Listen.TLS.config(ctx, c.Listen.Domains, s.log)
+	if err != nil {
+		return nil, fmt.Errorf("listen.tls: %w", err)
+	}
+	listener, err := c.Listen.open()
+	if err != nil {
+		return nil, fmt.Errorf("listen.address: %w", err)
+	}
+	adminListener, err := net.Listen("tcp", c.Admin.Address)
+	if err != nil {
+		listener.Close()
+		return nil, fmt.Errorf("admin.address: %w", err)
+	}
+	errorLog := slog.NewLogLogger(s.log.Handler(), slog.LevelDebug) // handshakes and resets are the network's noise
+	s.s3 = &http.Server{
+		Handler: http.HandlerFunc(s.serveS3), TLSConfig: tlsConfig, ErrorLog: errorLog,
+		ReadHeaderTimeout: c.Limits.HeaderTimeout, IdleTimeout: c.Limits.IdleTimeout, MaxHeaderBytes: 64 << 10,
+		DisableGeneralOptionsHandler: true, // OPTIONS * is refused and recorded like anything else
+	}
+	s.admin = &http.Server{Handler: s.adminHandler(c.Admin), ErrorLog: errorLog, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
+	go s.run(s.admin, adminListener, false)
+	go s.run(s.s3, listener, tlsConfig != nil)
+	s.log.Info("serving", slog.String("address", listener.Addr().String()), slog.String("admin", adminListener.Addr().String()),
+		slog.Bool("tls", tlsConfig != nil), slog.String("policy_revision", first.policy.Status().Revision), slog.String("version", versionLine()))
+	return s, nil
+}
+
+func (s *server) run(server *http.Server, l net.Listener, secure bool) {
+	var err error
+	if secure {
+		err = server.ServeTLS(l, "", "")
+	} else {
+		err = server.Serve(l)
+	}
+	if !errors.Is(err, http.ErrServerClosed) {
+		s.failed <- fmt.Errorf("serve %s: %w", l.Addr(), err)
+	}
+}
+
+// serveS3 hands a request to the parts in force. A request begun keeps its parts through a reload.
+func (s *server) serveS3(w http.ResponseWriter, r *http.Request) {
+	s.inFlight.Add(1)
+	defer s.inFlight.Done()
+	s.current.Load().proxy.ServeHTTP(w, r)
+}
+
+// open opens the listener, which understands PROXY protocol from whom the configuration trusts.
+func (l *Listen) open() (net.Listener, error) {
+	listener, err := net.Listen("tcp", l.Address)
+	if err != nil || !l.ProxyProtocol {
+		return listener, err
+	}
+	trusted, err := parsePrefixes(l.TrustedProxies)
+	if err != nil {
+		listener.Close()
+		return nil, err
+	}
+	return &proxyproto.Listener{Listener: listener, ReadHeaderTimeout: 5 * time.Second, ConnPolicy: func(o proxyproto.ConnPolicyOptions) (proxyproto.Policy, error) {
+		from, err := netip.ParseAddrPort(o.Upstream.String())
+		if err == nil && containsAddr(trusted, from.Addr().Unmap()) {
+			return proxyproto.USE, nil
+		}
+		return proxyproto.SKIP, nil // from anyone else it is no HTTP, and refused as such
+	}}, nil
+}
+
+func containsAddr(prefixes []netip.Prefix, addr netip.Addr) bool {
+	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(addr) })
+}
+
+// reload reads the configuration again. A bad one keeps the old in force and says why.
+func (s *server) reload() {
+	s.reloading.Lock()
+	defer s.reloading.Unlock()
+	if err := s.keep.audit.Reopen(); err != nil {
+		s.log.Error("audit log not reopened", slog.Any("error", err))
+	}
+	c, err := loadConfig(s.file)
+	if err != nil {
+		s.log.Error("configuration not reloaded; the one before stays in force", slog.Any("error", err))
+		return
+	}
+	old := s.current.Load()
+	next, err := build(s.ctx, c, s.keep, old)
+	if err != nil {
+		s.log.Error("configuration not reloaded; the one before stays in force", slog.Any("error", err))
+		return
+	}
+	s.current.Store(next)
+	for _, section := range needRestart(old.config, c) {
+		s.log.Warn("this section takes a restart to change", slog.String("section", section))
+	}
+	s.log.Info("configuration reloaded", slog.String("policy_revision", next.policy.Status().Revision))
+	// Requests in flight still use the old parts; their background work may end now, as it only keeps things fresh.
+	old.stop()
+}
+
+// shutdown stops accepting, lets what is in flight end within shutdown_timeout, and writes every event.
+func (s *server) shutdown() error {
+	s.draining.Store(true)
+	timeout := s.current.Load().config.ShutdownTimeout
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	if err := s.s3.Shutdown(ctx); err != nil {
+		s.log.Warn("cutting what is still in flight", slog.Duration("shutdown_timeout", timeout))
+		s.s3.Close()
+	}
+	s.inFlight.Wait() // handlers whose connection is gone end at once
+	final, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	err := s.keep.audit.Close(final)
+	if err != nil {
+		err = fmt.Errorf("audit: %w", err)
+	}
+	s.admin.Close()
+	s.telemetry.shutdown(final)
+	s.stop()
+	s.log.Info("stopped")
+	return err
+}
+
+// needRestart names the sections that changed and that a running proxy cannot take up.
+func needRestart(old, new *Config) []string {
+	var sections []string
+	for name, same := range map[string]bool{
+		"listen.address":        old.Listen.Address == new.Listen.Address,
+		"listen.proxy_protocol": old.Listen.ProxyProtocol == new.Listen.ProxyProtocol,
+		"listen.tls":            reflect.DeepEqual(old.Listen.TLS, new.Listen.TLS),
+		"admin":                 old.Admin == new.Admin,
+		"audit":                 reflect.DeepEqual(old.Audit, new.Audit),
+		"limits.max_in_flight":  old.Limits.MaxInFlight == new.Limits.MaxInFlight,
+		"limits.header_timeout": old.Limits.HeaderTimeout == new.Limits.HeaderTimeout,
+		"telemetry":             old.Telemetry == new.Telemetry,
+		"log":                   old.Log == new.Log,
+	} {
+		if !same {
+			sections = append(sections, name)
+		}
+	}
+	slices.Sort(sections)
+	return sections
+}

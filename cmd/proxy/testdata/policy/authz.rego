@@ -1,0 +1,19 @@
+# Each project may do everything below its own prefix of the bucket "artifacts", and list it.
+package s3.authz
+
+allow if {
+	input.bucket == "artifacts"
+	startswith(input.key, own)
+}
+
+allow if {
+	input.action in {"s3:ListBucket", "s3:ListBucketVersions", "s3:ListBucketMultipartUploads"}
+	input.bucket == "artifacts"
+	startswith(input.prefix, own)
+}
+
+allow if input.action in {"s3:ListAllMyBuckets", "s3:GetBucketLocation"}
+
+own := concat("", [input.identity.attributes.project, "/"])
+
+reasons contains sprintf("project %s works below %s", [input.identity.attributes.project, own]) if not allow

@@ -1,0 +1,41 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"runtime/debug"
+)
+
+// version and commit are set by the release build: -ldflags "-X main.version=… -X main.commit=…".
+var version, commit string
+
+type versionCommand struct{}
+
+func (versionCommand) Example() string { return "proxy version" }
+
+func (versionCommand) Run(out io.Writer) error {
+	_, err := fmt.Fprintln(out, versionLine())
+	return err
+}
+
+func versionLine() string {
+	v, c, goVersion := version, commit, "unknown Go"
+	if info, ok := debug.ReadBuildInfo(); ok {
+		goVersion = info.GoVersion
+		if v == "" {
+			v = info.Main.Version
+		}
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" && c == "" {
+				c = s.Value
+			}
+		}
+	}
+	if v == "" {
+		v = "(devel)"
+	}
+	if c == "" {
+		c = "unknown"
+	}
+	return fmt.Sprintf("sluice %s, commit %s, %s", v, c, goVersion)
+}

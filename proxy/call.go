@@ -1,0 +1,407 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/sluice-s3/sluice/audit"
+	"github.com/sluice-s3/sluice/policy"
+	"github.com/sluice-s3/sluice/proxy/identity"
+	"github.com/sluice-s3/sluice/proxy/s3wire"
+	"github.com/sluice-s3/sluice/signer"
+)
+
+// call is one request in progress: what is known of it so far, and its event. It belongs to the handler's
+// goroutine but for the atomics, which the transport's and the watchdog's touch.
+type call struct {
+	proxy  *Proxy
+	in     *http.Request
+	out    *response // to the client
+	record *audit.Record
+	event  *audit.Event
+	start  time.Time
+
+	op       *s3wire.Operation
+	proof    *identity.Proof
+	backend  *Backend
+	decision *policy.Decision
+	lease    lease // of the session's limits
+
+	ctx      context.Context // ends the exchange with the backend
+	cancel   context.CancelFunc
+	untrack  func()
+	watchdog *time.Timer
+
+	upload    atomic.Pointer[upload] // the body as it goes to the backend
+	bytesIn   atomic.Int64
+	progress  atomic.Int64 // bumped by every read and write
+	cutBy     atomic.Int32 // why the exchange was cut; see cut
+	firstByte time.Time    // of the backend's answer
+}
+
+// Reasons to cut an exchange from outside its goroutine.
+const (
+	cutNot int32 = iota
+	cutIdle
+	cutRevoked
+)
+
+func newCall(p *Proxy, w http.ResponseWriter, r *http.Request, record *audit.Record, start time.Time) *call {
+	ctx, cancel := context.WithCancel(r.Context())
+	c := &call{
+		proxy:  p,
+		in:     r,
+		out:    &response{ResponseWriter: w},
+		record: record,
+		event:  &record.Event,
+		start:  start,
+		ctx:    ctx,
+		cancel: cancel,
+	}
+	c.event.Host = r.Host
+	c.event.UserAgent = r.UserAgent()
+	c.event.SourceIP = p.sourceIP(r)
+	c.event.Outcome = audit.Failed // until something better is known
+	c.out.Header().Set("X-Sluice-Request-Id", c.event.ID)
+	c.out.progress = &c.progress
+	c.startSpan()
+	c.watch()
+	return c
+}
+
+// finish writes the event. It is deferred before anything else happens, so it sees every way a request ends.
+func (c *call) finish() {
+	fault := recover()
+	if fault != nil && fault != http.ErrAbortHandler {
+		c.proxy.Log.Error("request panicked", slog.String("id", c.event.ID), slog.Any("panic", fault), slog.String("stack", string(debug.Stack())))
+		c.event.Error = "InternalError"
+		c.event.Outcome = audit.Failed
+		if !c.out.started() {
+			s3wire.WriteError(c.out, c.in, &s3wire.Error{Code: "InternalError", Message: "the proxy failed on this request; its operator can find it by the request id"}, c.in.URL.Path, c.event.ID)
+			fault = nil
+		} else {
+			fault = http.ErrAbortHandler
+		}
+	}
+	c.watchdog.Stop()
+	c.cancel()
+	if c.untrack != nil {
+		c.untrack()
+	}
+	if u := c.upload.Load(); u != nil {
+		u.stop()
+	}
+	c.lease.release()
+
+	took := c.proxy.Now().Sub(c.start)
+	c.event.DurationMS = float64(took.Microseconds()) / 1000
+	c.event.Status = c.out.status
+	c.event.BytesIn = c.bytesIn.Load()
+	c.event.BytesOut = c.out.bytes
+	c.proxy.telemetry.finished(c, took)
+	c.record.Commit()
+	if fault != nil {
+		panic(fault)
+	}
+}
+
+// refuse answers with an error, or breaks the connection off where an answer has begun.
+func (c *call) refuse(err error) {
+	e, outcome := translate(err)
+	switch c.cutBy.Load() {
+	case cutRevoked:
+		e, outcome = &s3wire.Error{Code: "AccessDenied", Message: "this session has been revoked"}, audit.Revoked
+	case cutIdle:
+		if outcome != audit.Refused {
+			e, outcome = &s3wire.Error{Code: "RequestTimeout", Status: http.StatusBadRequest, Message: fmt.Sprintf("no byte was read or written for %s", c.proxy.Limits.IdleTimeout)}, audit.Aborted
+		}
+	default:
+		if c.in.Context().Err() != nil && outcome == audit.Failed {
+			outcome = audit.Aborted // the client is gone
+		}
+	}
+	c.event.Error = e.Code
+	c.event.Outcome = outcome
+	if outcome == audit.Failed {
+		c.proxy.Log.Warn("request failed", slog.String("id", c.event.ID), slog.String("operation", c.event.Operation),
+			slog.String("backend", c.event.Backend.Name), slog.String("code", e.Code), slog.Any("error", cause(err)))
+	}
+	if c.out.started() {
+		panic(http.ErrAbortHandler)
+	}
+	if wait := retryAfter(err, e); wait > 0 {
+		c.out.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
+	}
+	s3wire.WriteError(c.out, c.in, e, c.in.URL.Path, c.event.ID)
+}
+
+func (c *call) setOperation(op *s3wire.Operation) {
+	c.op = op
+	c.event.Operation = op.Name
+	c.event.Bucket = op.Bucket
+	c.event.Key = op.Key
+	c.event.VersionID = op.VersionID
+}
+
+// setProof takes what the credentials showed, and admits the request under its session's limits.
+func (c *call) setProof(proof *identity.Proof) error {
+	c.proof = proof
+	c.setIdentity(proof.Identity)
+	c.untrack = c.proxy.Auth.Track(proof.Identity, func() { c.cut(cutRevoked) })
+	return c.proxy.sessions.admit(&c.lease, proof.Identity)
+}
+
+func (c *call) setIdentity(id *identity.Identity) {
+	c.event.Identity = audit.Identity{
+		Issuer: id.Issuer, Subject: id.Subject, Session: id.Session, Method: id.Method,
+		Attributes: audit.Attributes(id.Attributes), Claims: id.Claims,
+	}
+}
+
+// chunks verifies a signed body; nil where the signature, if any, proves nothing.
+func (c *call) chunks() s3wire.ChunkVerifier {
+	if c.proof == nil || c.proof.Chunks == nil {
+		return nil
+	}
+	return c.proof.Chunks
+}
+
+// route finds the backend of the request, which takes all of its buckets.
+func (c *call) route(bucket string, source *s3wire.Source) error {
+	c.backend = c.proxy.backendOf(bucket)
+	if c.backend == nil {
+		return nil // policy first: who may not know of the bucket is told that, and no more
+	}
+	c.event.Backend.Name = c.backend.Name
+	if source != nil && c.proxy.backendOf(source.Bucket) != c.backend {
+		return &s3wire.Error{Code: "NotImplemented", Message: fmt.Sprintf("%q and %q are on different backends; read the object and write it instead of copying", source.Bucket, bucket)}
+	}
+	if c.backend.StrictKeys {
+		return c.op.StrictKey()
+	}
+	return nil
+}
+
+func (p *Proxy) backendOf(bucket string) *Backend {
+	for i := range p.Backends {
+		for _, g := range p.Backends[i].globs {
+			if g.Match(bucket) {
+				return &p.Backends[i]
+			}
+		}
+	}
+	return nil
+}
+
+// decide asks policy about accesses, and writes down what it said.
+func (c *call) decide(accesses []s3wire.Access) (*policy.Decision, error) {
+	_, end := c.span("decide")
+	decision, err := c.proxy.Policy.Decide(c.ctx, c.question(accesses))
+	end(err)
+	if err != nil {
+		c.event.Accesses = recordAccesses(accesses, nil)
+		return nil, err
+	}
+	c.decision = decision
+	c.event.Accesses = recordAccesses(accesses, decision.Verdicts)
+	c.event.Decision = audit.Decision{
+		Allow: decision.Allow, Reasons: decision.Reasons, Role: decision.Role, PolicyRevision: decision.Revision,
+	}
+	if decision.Shadow != nil {
+		c.event.Decision.Shadow = encodeShadow(decision.Shadow)
+	}
+	c.proxy.telemetry.decided(c.ctx, decision)
+	if err := c.lease.narrow(decision.Limits); err != nil {
+		return nil, err
+	}
+	if most := decision.Limits.MaxObjectBytes; decision.Allow && most > 0 && c.op.Uploads() {
+		switch {
+		case c.op.Payload.Length < 0:
+			return nil, &s3wire.Error{Code: "MissingContentLength", Message: fmt.Sprintf("policy limits objects to %d bytes, so the upload must tell its length", most)}
+		case c.op.Payload.Length > most:
+			return nil, &s3wire.Error{Code: "EntityTooLarge", Message: fmt.Sprintf("policy limits objects to %d bytes; this one has %d", most, c.op.Payload.Length)}
+		}
+	}
+	return decision, nil
+}
+
+func (c *call) question(accesses []s3wire.Access) *policy.Question {
+	q := &policy.Question{
+		Subject:   subject(c.proof.Identity),
+		Operation: c.op.Name,
+		Request: &policy.Request{
+			ID: c.event.ID, Time: c.start, Method: c.in.Method, Host: c.in.Host, SourceIP: c.event.SourceIP,
+			Secure: c.proxy.secure(c.in), UserAgent: c.event.UserAgent, ContentLength: max(c.op.Payload.Length, 0),
+			Headers: c.op.PolicyHeaders(), Query: c.op.PolicyQuery(),
+		},
+		Accesses: make([]policy.Access, len(accesses)),
+	}
+	for i, a := range accesses {
+		name := ""
+		if b := c.proxy.backendOf(a.Bucket); b != nil {
+			name = b.Name
+		}
+		q.Accesses[i] = policy.Access{
+			Action: a.Action, Bucket: a.Bucket, Key: a.Key, VersionID: a.VersionID,
+			Prefix: a.Prefix, Delimiter: a.Delimiter, Backend: name,
+		}
+	}
+	return q
+}
+
+// denied is the refusal a developer sees: which access policy refused, and why.
+func (c *call) denied(d *policy.Decision) error {
+	for i, a := range c.event.Accesses {
+		if !a.Allow {
+			return accessDenied(a, d.Verdicts[i].Reasons)
+		}
+	}
+	return &s3wire.Error{Code: "AccessDenied", Message: withReasons("policy refused the request", d.Reasons)}
+}
+
+// as is as whom the request is signed.
+func (c *call) as() signer.As {
+	return signer.As{Principal: principal(c.proof.Identity), Role: c.decision.Role, SessionPolicy: string(c.decision.SessionPolicy)}
+}
+
+// watch cuts the exchange when neither side has moved a byte for the idle timeout. One timer a request, armed
+// again only when it fires: progress itself costs one atomic add.
+func (c *call) watch() {
+	idle := c.proxy.Limits.IdleTimeout
+	seen := int64(-1)
+	c.watchdog = time.AfterFunc(idle, func() {
+		if now := c.progress.Load(); now != seen {
+			seen = now
+			c.watchdog.Reset(idle)
+			return
+		}
+		c.cut(cutIdle)
+	})
+}
+
+// cut ends the exchange at once: the backend sees its request broken off, and reads from the client return.
+func (c *call) cut(why int32) {
+	if !c.cutBy.CompareAndSwap(cutNot, why) {
+		return
+	}
+	c.cancel()
+	control := http.NewResponseController(c.out.ResponseWriter)
+	past := time.Unix(1, 0)
+	_ = control.SetReadDeadline(past)
+	if c.out.begun.Load() {
+		_ = control.SetWriteDeadline(past)
+	}
+}
+
+// body is what the client sends, counted.
+func (c *call) body() io.Reader {
+	if c.in.Body == nil || c.in.Body == http.NoBody || c.in.ContentLength == 0 {
+		return nil
+	}
+	return &clientBody{c}
+}
+
+type clientBody struct{ c *call }
+
+func (b *clientBody) Read(p []byte) (int, error) {
+	n, err := b.c.in.Body.Read(p)
+	b.c.progress.Add(1)
+	if n > 0 {
+		b.c.bytesIn.Add(int64(n))
+		if err := b.c.lease.spend(b.c.ctx, n); err != nil {
+			return n, err
+		}
+	}
+	if err != nil && err != io.EOF {
+		err = &clientGone{err}
+	}
+	return n, err
+}
+
+// clientGone is a failure to read from or write to the client.
+type clientGone struct{ err error }
+
+func (e *clientGone) Error() string { return "client: " + e.err.Error() }
+func (e *clientGone) Unwrap() error { return e.err }
+
+// upload is the body on its way to a backend. The transport reads it from a goroutine of its own, possibly for
+// a moment longer than the handler lives.
+type upload struct {
+	from    io.Reader
+	stopped atomic.Bool
+	failed  atomic.Pointer[error] // the first error that reading it gave
+}
+
+var errStopped = errors.New("the request has ended")
+
+func (u *upload) Read(p []byte) (int, error) {
+	if u.stopped.Load() {
+		return 0, errStopped
+	}
+	n, err := u.from.Read(p)
+	if err != nil && err != io.EOF {
+		u.failed.CompareAndSwap(nil, &err)
+	}
+	return n, err
+}
+
+func (u *upload) Close() error {
+	u.stop()
+	if closer, ok := u.from.(io.Closer); ok {
+		return closer.Close()
+	}
+	return nil
+}
+
+func (u *upload) stop() { u.stopped.Store(true) }
+
+func (u *upload) err() error {
+	if e := u.failed.Load(); e != nil {
+		return *e
+	}
+	return nil
+}
+
+// response counts what goes to the client.
+type response struct {
+	http.ResponseWriter
+	status   int
+	bytes    int64
+	begun    atomic.Bool
+	progress *atomic.Int64
+}
+
+func (w *response) started() bool { return w.status != 0 }
+
+func (w *response) WriteHeader(status int) {
+	if status >= 200 && w.status == 0 {
+		w.status = status
+		w.begun.Store(true)
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *response) Write(p []byte) (int, error) {
+	if w.status == 0 {
+		w.WriteHeader(http.StatusOK)
+	}
+	n, err := w.ResponseWriter.Write(p)
+	w.bytes += int64(n)
+	w.progress.Add(1)
+	if err != nil {
+		err = &clientGone{err}
+	}
+	return n, err
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }

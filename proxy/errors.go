@@ -1,0 +1,158 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/sluice-s3/sluice/audit"
+	"github.com/sluice-s3/sluice/proxy/identity"
+	"github.com/sluice-s3/sluice/proxy/s3wire"
+	"github.com/sluice-s3/sluice/signer"
+)
+
+// backendDown is a backend that gave no answer.
+type backendDown struct {
+	name string
+	err  error
+}
+
+func (e *backendDown) Error() string { return fmt.Sprintf("backend %q: %v", e.name, e.err) }
+func (e *backendDown) Unwrap() error { return e.err }
+
+// backendCut is a backend that broke its answer off.
+type backendCut struct {
+	name string
+	err  error
+}
+
+func (e *backendCut) Error() string { return fmt.Sprintf("backend %q, mid-body: %v", e.name, e.err) }
+func (e *backendCut) Unwrap() error { return e.err }
+
+// unrecorded is a request that was not sent because it could not be journalled.
+type unrecorded struct{ err error }
+
+func (e *unrecorded) Error() string { return e.err.Error() }
+func (e *unrecorded) Unwrap() error { return e.err }
+
+// slowDown is a session over its limits.
+type slowDown struct {
+	message    string
+	retryAfter time.Duration
+}
+
+func (e *slowDown) Error() string { return e.message }
+
+// translate is the only table from Go errors to S3's. What it does not know is an InternalError that says nothing.
+func translate(err error) (*s3wire.Error, audit.Outcome) {
+	var (
+		wire    *s3wire.Error
+		who     *identity.Error
+		sign    *signer.Error
+		gone    *clientGone
+		down    *backendDown
+		broken  *backendCut
+		noEvent *unrecorded
+		slow    *slowDown
+	)
+	switch {
+	case errors.As(err, &wire):
+		if wire.HTTPStatus() >= 500 && wire.Code != "NotImplemented" {
+			return wire, audit.Failed
+		}
+		return wire, audit.Refused
+	case errors.As(err, &who):
+		return identityError(who)
+	case errors.As(err, &slow):
+		return &s3wire.Error{Code: "SlowDown", Message: slow.message}, audit.Refused
+	case errors.As(err, &sign):
+		return signerError(sign)
+	case errors.As(err, &gone):
+		return &s3wire.Error{Code: "RequestTimeout", Message: "the connection ended before the request did"}, audit.Aborted
+	case errors.As(err, &broken):
+		return &s3wire.Error{Code: "InternalError", Message: "the storage behind this proxy broke its answer off; retry"}, audit.Aborted
+	case errors.As(err, &down):
+		return &s3wire.Error{Code: "ServiceUnavailable", Message: fmt.Sprintf("the storage behind this proxy (backend %q) does not answer; retry soon", down.name)}, audit.Failed
+	case errors.As(err, &noEvent):
+		return &s3wire.Error{Code: "SlowDown", Message: "the request cannot be recorded at the moment, so it was not served; retry soon"}, audit.Failed
+	case errors.Is(err, context.DeadlineExceeded):
+		return &s3wire.Error{Code: "ServiceUnavailable", Message: "the proxy ran out of time on this request; retry"}, audit.Failed
+	}
+	return &s3wire.Error{Code: "InternalError", Message: "the proxy failed on this request; its operator can find it by the request id"}, audit.Failed
+}
+
+// retryAfter is how long a client should wait before it tries again; 0 = it need not.
+func retryAfter(err error, e *s3wire.Error) time.Duration {
+	var slow *slowDown
+	switch {
+	case errors.As(err, &slow):
+		return max(slow.retryAfter, time.Second)
+	case e.Code == "SlowDown" || e.Code == "ServiceUnavailable":
+		return time.Second
+	}
+	return 0
+}
+
+func identityError(e *identity.Error) (*s3wire.Error, audit.Outcome) {
+	code := "AccessDenied"
+	switch e.Kind {
+	case identity.Malformed:
+		code = "InvalidRequest"
+	case identity.BadToken:
+		code = "InvalidToken"
+	case identity.Expired:
+		code = "ExpiredToken"
+	case identity.BadSignature:
+		code = "SignatureDoesNotMatch"
+	case identity.UnknownKey:
+		code = "InvalidAccessKeyId"
+	case identity.Skewed:
+		code = "RequestTimeTooSkewed"
+	case identity.Unavailable:
+		return &s3wire.Error{Code: "ServiceUnavailable", Message: e.Message}, audit.Failed
+	}
+	return &s3wire.Error{Code: code, Message: e.Message}, audit.Refused
+}
+
+func signerError(e *signer.Error) (*s3wire.Error, audit.Outcome) {
+	switch e.Kind {
+	case signer.RoleNotAllowed, signer.NoToken:
+		return &s3wire.Error{Code: "AccessDenied", Message: e.Message}, audit.Refused
+	case signer.Denied:
+		return &s3wire.Error{Code: "AccessDenied", Message: e.Message}, audit.Failed
+	}
+	return &s3wire.Error{Code: "ServiceUnavailable", Message: e.Message}, audit.Failed
+}
+
+// cause is the error below the one that clients are told.
+func cause(err error) error {
+	if below := errors.Unwrap(err); below != nil {
+		return below
+	}
+	return err
+}
+
+func noBackend(bucket string) error {
+	return &s3wire.Error{Code: "NoSuchBucket", Message: fmt.Sprintf("no backend of this proxy has bucket %q", bucket)}
+}
+
+// accessDenied names the refused access and policy's reasons.
+func accessDenied(a audit.Access, reasons []string) error {
+	where := a.Bucket
+	if a.Key != "" {
+		where += "/" + a.Key
+	}
+	if where == "" {
+		where = "all buckets"
+	}
+	return &s3wire.Error{Code: "AccessDenied", Message: withReasons(fmt.Sprintf("policy does not allow %s on %s", a.Action, where), reasons)}
+}
+
+func withReasons(message string, reasons []string) string {
+	if len(reasons) == 0 {
+		return message
+	}
+	return message + ": " + strings.Join(reasons, "; ")
+}

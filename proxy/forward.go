@@ -1,0 +1,245 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+
+	"github.com/sluice-s3/sluice/audit"
+	"github.com/sluice-s3/sluice/proxy/s3wire"
+)
+
+// forward sends the operation to its backend as policy's role, and streams the answer back.
+func (c *call) forward(body s3wire.Outbound) {
+	answer, err := c.send(c.backend, body)
+	if err != nil {
+		c.refuse(err)
+		return
+	}
+	defer answer.Body.Close()
+	if err := c.relay(answer); err != nil {
+		c.refuse(err)
+		return
+	}
+	c.event.Outcome = audit.Completed
+}
+
+// send rebuilds the request from the operation, journals it, and sends it. Nothing of the incoming request goes
+// on that the operation did not understand.
+func (c *call) send(b *Backend, body s3wire.Outbound) (*http.Response, error) {
+	_, end := c.span("credentials")
+	out, err := c.rebuild(b, body)
+	if err == nil {
+		err = b.Signer.Sign(c.ctx, out, body.SHA256, c.as())
+	}
+	end(err)
+	if err != nil {
+		return nil, err
+	}
+	return c.roundTrip(b, out)
+}
+
+func (c *call) rebuild(b *Backend, body s3wire.Outbound) (*http.Request, error) {
+	u := c.op.URL(b.Endpoint, b.PathStyle)
+	out := (&http.Request{
+		Method: c.op.Method, URL: u, Host: u.Host, Header: make(http.Header, 16),
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+	}).WithContext(c.ctx)
+	c.op.WriteHeader(out.Header)
+	for name, value := range body.Header {
+		out.Header.Set(name, value)
+	}
+	if body.Body != nil && body.Length != 0 {
+		if body.Length < 0 {
+			return nil, &s3wire.Error{Code: "MissingContentLength", Message: "send Content-Length, or x-amz-decoded-content-length with a chunked body"}
+		}
+		u := &upload{from: body.Body}
+		c.upload.Store(u)
+		out.Body, out.ContentLength = u, body.Length
+		if c.in.Header.Get("Expect") != "" {
+			// The backend's 100 is what makes the client's bytes flow: a PUT it refuses costs none.
+			out.Header.Set("Expect", "100-continue")
+		}
+	}
+	if b.Propagate {
+		c.propagate(out.Header)
+	}
+	// Go's transport sends its own User-Agent where there is none.
+	out.Header["User-Agent"] = []string{"sluice"}
+	return out, nil
+}
+
+// roundTrip journals the request and sends it: from here on the backend may have acted.
+func (c *call) roundTrip(b *Backend, out *http.Request) (*http.Response, error) {
+	if err := c.record.Journal(); err != nil {
+		return nil, &unrecorded{err}
+	}
+	ctx, end := c.span("backend")
+	answer, err := b.Transport.RoundTrip(out.WithContext(ctx))
+	if err != nil {
+		err = c.sendError(b, err)
+		end(err)
+		return nil, err
+	}
+	end(nil)
+	c.firstByte = c.proxy.Now()
+	c.progress.Add(1)
+	c.event.Backend.Status = answer.StatusCode
+	c.event.Backend.RequestID = answer.Header.Get("X-Amz-Request-Id")
+	return answer, nil
+}
+
+// sendError tells whose fault it was that a request did not get an answer.
+func (c *call) sendError(b *Backend, err error) error {
+	if u := c.upload.Load(); u != nil {
+		if bad := u.err(); bad != nil && !errors.Is(bad, errStopped) {
+			return bad // the client left, or its body was not what it said
+		}
+	}
+	if c.in.Context().Err() != nil {
+		return &clientGone{err}
+	}
+	return &backendDown{b.Name, err}
+}
+
+// relay passes the backend's answer on. It returns an error where the body could not be passed on whole.
+func (c *call) relay(answer *http.Response) error {
+	header := c.out.Header()
+	copyHeader(header, answer.Header)
+	if answer.StatusCode >= 300 && answer.StatusCode < 400 {
+		// A client that follows it would take its token to a host we do not know.
+		header.Del("Location")
+	}
+	if answer.StatusCode >= 400 {
+		c.event.Error = "" // the body tells; see peekCode
+	}
+	if answer.ContentLength >= 0 && header.Get("Content-Length") == "" && c.in.Method != http.MethodHead && bodyAllowed(answer.StatusCode) {
+		header.Set("Content-Length", fmt.Sprint(answer.ContentLength))
+	}
+	body := io.Reader(answer.Body)
+	if answer.StatusCode >= 400 && c.in.Method != http.MethodHead {
+		body = c.peekCode(body)
+	}
+	c.out.WriteHeader(answer.StatusCode)
+	if c.in.Method == http.MethodHead || !bodyAllowed(answer.StatusCode) {
+		return nil
+	}
+	return c.stream(body, answer.ContentLength < 0)
+}
+
+func bodyAllowed(status int) bool {
+	return status >= 200 && status != http.StatusNoContent && status != http.StatusNotModified
+}
+
+const copySize = 64 << 10
+
+// copies holds the buffers that bodies pass through.
+var copies = sync.Pool{New: func() any { b := make([]byte, copySize); return &b }}
+
+// stream copies a body to the client. flush sends each piece on at once: backends keep a slow answer alive by
+// trickling white space (CompleteMultipartUpload), and clients count on it.
+func (c *call) stream(from io.Reader, flush bool) error {
+	buf := copies.Get().(*[]byte)
+	defer copies.Put(buf)
+	control := http.NewResponseController(c.out)
+	for {
+		n, err := from.Read(*buf)
+		if n > 0 {
+			c.progress.Add(1)
+			if err := c.lease.spend(c.ctx, n); err != nil {
+				return err
+			}
+			if _, err := c.out.Write((*buf)[:n]); err != nil {
+				return err
+			}
+			if flush {
+				if err := control.Flush(); err != nil {
+					return &clientGone{err}
+				}
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			if c.in.Context().Err() != nil {
+				return &clientGone{err}
+			}
+			return &backendCut{c.backendName(), err}
+		}
+	}
+}
+
+func (c *call) backendName() string { return c.event.Backend.Name }
+
+// peekCode reads the S3 code out of a backend's error for the event. Only the beginning is looked at, and the
+// whole body still goes on.
+func (c *call) peekCode(body io.Reader) io.Reader {
+	head := make([]byte, 1024)
+	n, _ := io.ReadFull(body, head)
+	head = head[:n]
+	if _, rest, ok := strings.Cut(string(head), "<Code>"); ok {
+		if code, _, ok := strings.Cut(rest, "</Code>"); ok && len(code) <= 64 {
+			c.event.Error = code
+		}
+	}
+	return io.MultiReader(strings.NewReader(string(head)), body)
+}
+
+// copyHeader copies an answer's end-to-end headers.
+func copyHeader(to, from http.Header) {
+	named := from.Values("Connection")
+	for name, values := range from {
+		switch name {
+		case "Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "X-Sluice-Request-Id":
+			continue
+		}
+		if len(named) > 0 && listed(named, name) {
+			continue
+		}
+		to[name] = values
+	}
+}
+
+func listed(lists []string, name string) bool {
+	for _, list := range lists {
+		for item := range strings.SplitSeq(list, ",") {
+			if strings.EqualFold(strings.TrimSpace(item), name) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// forwardPreflight passes a browser's CORS question on, unsigned as browsers send it: the backend answers by the
+// bucket's own CORS rules and tells nothing else.
+func (c *call) forwardPreflight() {
+	if err := c.route(c.op.Bucket, nil); err != nil {
+		c.refuse(err)
+		return
+	}
+	if c.backend == nil {
+		c.refuse(&s3wire.Error{Code: "AccessDenied", Message: "CORSResponse: this bucket has no CORS rules here"})
+		return
+	}
+	out, err := c.rebuild(c.backend, s3wire.Outbound{})
+	if err != nil {
+		c.refuse(err)
+		return
+	}
+	answer, err := c.roundTrip(c.backend, out)
+	if err != nil {
+		c.refuse(err)
+		return
+	}
+	defer answer.Body.Close()
+	if err := c.relay(answer); err != nil {
+		c.refuse(err)
+		return
+	}
+	c.event.Outcome = audit.Completed
+}

@@ -1,0 +1,203 @@
+// Package proxy is the request path: it joins who asks (identity), what is asked (s3wire), whether they may
+// (policy), as whom it is signed (signer) and what is written down (audit). Reading ServeHTTP and serve is
+// reading the program.
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"time"
+
+	"github.com/gobwas/glob"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/sluice-s3/sluice/audit"
+	"github.com/sluice-s3/sluice/policy"
+	"github.com/sluice-s3/sluice/proxy/identity"
+	"github.com/sluice-s3/sluice/proxy/s3wire"
+	"github.com/sluice-s3/sluice/signer"
+)
+
+// Config is what New needs. Every field without a default must be set.
+type Config struct {
+	Auth     *identity.Authenticator
+	Policy   *policy.Engine
+	Audit    *audit.Log
+	Backends []Backend // the first whose Buckets match takes the request
+
+	Domains        []string       // Sluice's own names; none = path style on any host
+	TrustedProxies []netip.Prefix // whose X-Forwarded-For tells the source
+	Limits         Limits
+
+	Log    *slog.Logger     // nil = slog.Default()
+	Meter  metric.Meter     // nil = none
+	Tracer trace.Tracer     // nil = none
+	Now    func() time.Time // nil = time.Now
+}
+
+// Backend is an S3 service behind Sluice.
+type Backend struct {
+	Name       string
+	Buckets    []string // globs over bucket names
+	Endpoint   *url.URL // scheme and host only
+	PathStyle  bool
+	StrictKeys bool // refuse keys that only AWS takes literally
+	Signer     *signer.Signer
+	Transport  http.RoundTripper // MUST NOT decompress or follow redirects
+	Propagate  bool              // send W3C trace context
+
+	globs []*glob.Pattern
+}
+
+// Limits of the S3 listener. The number of requests in flight is the audit log's: see audit.Log.Begin.
+type Limits struct {
+	IdleTimeout       time.Duration // no byte either way; 0 = 60 s
+	RequestsPerSecond float64       // these three for each session; 0 = none
+	BytesPerSecond    int64
+	InFlight          int
+}
+
+// Proxy is the S3 listener's http.Handler.
+type Proxy struct {
+	Config
+	addressing s3wire.Addressing
+	sessions   *sessionLimits
+	telemetry  *telemetry
+}
+
+// New checks c and makes a Proxy.
+func New(c Config) (*Proxy, error) {
+	if c.Auth == nil || c.Policy == nil || c.Audit == nil {
+		return nil, errors.New("proxy: Auth, Policy and Audit are needed")
+	}
+	if len(c.Backends) == 0 {
+		return nil, errors.New("proxy: at least one backend is needed")
+	}
+	for i := range c.Backends {
+		b := &c.Backends[i]
+		if b.Signer == nil || b.Transport == nil || b.Endpoint == nil {
+			return nil, fmt.Errorf("proxy: backend %q: Signer, Transport and Endpoint are needed", b.Name)
+		}
+		for _, pattern := range b.Buckets {
+			g, err := glob.Compile(pattern)
+			if err != nil {
+				return nil, fmt.Errorf("proxy: backend %q: buckets: %q: %w", b.Name, pattern, err)
+			}
+			b.globs = append(b.globs, g)
+		}
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Limits.IdleTimeout == 0 {
+		c.Limits.IdleTimeout = 60 * time.Second
+	}
+	t, err := newTelemetry(c.Meter, c.Tracer)
+	if err != nil {
+		return nil, fmt.Errorf("proxy: %w", err)
+	}
+	return &Proxy{
+		Config:     c,
+		addressing: s3wire.Addressing{Domains: c.Domains},
+		sessions:   newSessionLimits(c.Limits, c.Now),
+		telemetry:  t,
+	}, nil
+}
+
+// ServeHTTP answers one request and records it, once, whatever happens.
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	start := p.Now()
+	record, err := p.Audit.Begin(start)
+	if err != nil {
+		// Nothing has been done and nothing can be recorded: the one answer without an event.
+		p.telemetry.unrecorded(r.Context())
+		w.Header().Set("Retry-After", "1")
+		s3wire.WriteError(w, r, &s3wire.Error{Code: "SlowDown", Message: "the proxy is at its limit of requests in flight, or cannot record another; retry soon"}, r.URL.Path, "")
+		return
+	}
+	c := newCall(p, w, r, record, start)
+	defer c.finish()
+	c.serve()
+}
+
+// serve is the path of a request. Each step either answers for good or hands on.
+func (c *call) serve() {
+	if err := c.checkHost(); err != nil {
+		c.refuse(err)
+		return
+	}
+	if door := c.proxy.ownDoor(c.in); door != nil {
+		door(c)
+		return
+	}
+
+	_, end := c.span("parse")
+	op, err := c.proxy.addressing.Parse(c.in)
+	end(err)
+	if err != nil {
+		c.refuse(err)
+		return
+	}
+	c.setOperation(op)
+	if op.Preflight() {
+		c.forwardPreflight()
+		return
+	}
+
+	_, end = c.span("authenticate")
+	proof, err := c.proxy.Auth.Authenticate(c.in)
+	end(err)
+	if err != nil {
+		c.refuse(err)
+		return
+	}
+	if err := c.setProof(proof); err != nil {
+		c.refuse(err)
+		return
+	}
+
+	switch op.Name {
+	case "ListBuckets":
+		c.listBuckets()
+	case "DeleteObjects":
+		c.deleteObjects()
+	default:
+		c.object()
+	}
+}
+
+// object is every operation whose accesses the request line and headers tell.
+func (c *call) object() {
+	if err := c.route(c.op.Bucket, c.op.Source); err != nil {
+		c.refuse(err)
+		return
+	}
+	decision, err := c.decide(c.op.Accesses())
+	if err != nil {
+		c.refuse(err)
+		return
+	}
+	if !decision.Allow {
+		c.refuse(c.denied(decision))
+		return
+	}
+	if c.backend == nil {
+		c.refuse(noBackend(c.op.Bucket))
+		return
+	}
+	payload := c.op.Payload
+	body, err := payload.Outbound(c.body(), c.chunks(), c.proof.CheckHash)
+	if err != nil {
+		c.refuse(err)
+		return
+	}
+	c.forward(body)
+}

@@ -1,0 +1,30 @@
+package proxy
+
+import (
+	"encoding/json"
+
+	"github.com/sluice-s3/sluice/audit"
+	"github.com/sluice-s3/sluice/policy"
+	"github.com/sluice-s3/sluice/proxy/s3wire"
+)
+
+// recordAccesses is the event's account of what was needed and what policy said of it. Without verdicts nothing
+// was allowed.
+func recordAccesses(accesses []s3wire.Access, verdicts []policy.Verdict) []audit.Access {
+	records := make([]audit.Access, len(accesses))
+	for i, a := range accesses {
+		records[i] = audit.Access{
+			Action: a.Action, Bucket: a.Bucket, Key: a.Key, VersionID: a.VersionID, Prefix: a.Prefix, Delimiter: a.Delimiter,
+			Allow: i < len(verdicts) && verdicts[i].Allow,
+		}
+	}
+	return records
+}
+
+func encodeShadow(s *policy.ShadowDecision) json.RawMessage {
+	encoded, err := json.Marshal(s)
+	if err != nil {
+		panic(err) // strings and booleans
+	}
+	return encoded
+}

@@ -1,0 +1,106 @@
+package proxy
+
+import (
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+
+	"github.com/sluice-s3/sluice/policy"
+	"github.com/sluice-s3/sluice/proxy/identity"
+	"github.com/sluice-s3/sluice/proxy/s3wire"
+	"github.com/sluice-s3/sluice/signer"
+)
+
+// sourceIP is where a request comes from: the connection's far end, or, as long as that is a trusted proxy, who it
+// says it forwards for. Read from the right: what is left of the first untrusted address anyone may have written.
+func (p *Proxy) sourceIP(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		host = r.RemoteAddr
+	}
+	if len(p.TrustedProxies) == 0 || !p.trusted(host) {
+		return host
+	}
+	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	for i := len(hops) - 1; i >= 0; i-- {
+		hop := strings.TrimSpace(hops[i])
+		addr, err := netip.ParseAddr(hop)
+		if err != nil {
+			return host
+		}
+		host = addr.Unmap().String()
+		if !p.trusted(host) {
+			return host
+		}
+	}
+	return host
+}
+
+func (p *Proxy) trusted(host string) bool {
+	addr, err := netip.ParseAddr(host)
+	if err != nil {
+		return false
+	}
+	addr = addr.Unmap()
+	for _, prefix := range p.TrustedProxies {
+		if prefix.Contains(addr) {
+			return true
+		}
+	}
+	return false
+}
+
+// secure tells whether the client's side of the request was encrypted.
+func (p *Proxy) secure(r *http.Request) bool {
+	if r.TLS != nil {
+		return true
+	}
+	host, _, _ := net.SplitHostPort(r.RemoteAddr)
+	return len(p.TrustedProxies) > 0 && p.trusted(host) && strings.EqualFold(r.Header.Get("X-Forwarded-Proto"), "https")
+}
+
+// checkHost refuses a request whose Host is not the name the connection was opened for: certificates and bucket
+// names would not agree about whom it is meant for.
+func (c *call) checkHost() error {
+	state := c.in.TLS
+	if state == nil || state.ServerName == "" {
+		return nil
+	}
+	host := c.in.Host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	if !strings.EqualFold(strings.TrimSuffix(host, "."), state.ServerName) {
+		return &s3wire.Error{Code: "InvalidRequest", Status: http.StatusMisdirectedRequest, Message: "the Host header is not the name that the TLS connection was opened for"}
+	}
+	return nil
+}
+
+type (
+	subjectOf   struct{}
+	principalOf struct{}
+)
+
+// subject is the identity as policy sees it, made once for all requests of a token.
+func subject(id *identity.Identity) *policy.Subject {
+	return id.Derived(subjectOf{}, func() any {
+		return policy.NewSubject(&policy.Identity{
+			Issuer: id.Issuer, Subject: id.Subject, Audience: id.Audience, Session: id.Session,
+			Method: id.Method, RequestedRole: id.RequestedRole, Expires: id.Expires.Unix(),
+			Claims: id.Claims, Attributes: policy.Attributes(id.Attributes),
+		})
+	}).(*policy.Subject)
+}
+
+// principal is the identity as the signer's templates see it.
+func principal(id *identity.Identity) *signer.Principal {
+	return id.Derived(principalOf{}, func() any {
+		a := id.Attributes
+		return &signer.Principal{
+			Issuer: id.Issuer, Subject: id.Subject, Session: id.Session, Claims: id.Claims,
+			Attributes: map[string]any{"workspace": a.Workspace, "project": a.Project, "repository": a.Repository, "user": a.User, "groups": a.Groups},
+			Token:      id.Token(), Expires: id.Expires,
+		}
+	}).(*signer.Principal)
+}
