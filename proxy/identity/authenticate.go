@@ -2,8 +2,10 @@ package identity
 
 import (
 	"context"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 )
@@ -15,6 +17,7 @@ type Authenticator struct {
 	cache       *tokenCache
 	sessions    *sessions
 	revocations *Revocations
+	logouts     seenLogouts
 }
 
 // Config is what New needs. Issuers, Sessions and Revocation are the configuration file's sections.
@@ -29,6 +32,8 @@ type Config struct {
 	Revocations *Revocations
 	// Previous, where set, lends its issuers' keys, so that a reload while an issuer is down forgets none.
 	Previous *Authenticator
+
+	timing *keyTiming // tests do not wait for minutes
 }
 
 // New starts fetching keys in the background; it does not wait for issuers. ctx ends what it started.
@@ -49,6 +54,7 @@ func New(ctx context.Context, c Config) (*Authenticator, error) {
 			return nil, err
 		}
 	}
+	a.revocations.setIssuers(slices.Sorted(maps.Keys(a.issuers)))
 	return a, nil
 }
 

@@ -1,5 +1,136 @@
 package identity
 
-type tokenCache struct{}
+import (
+	"context"
+	"crypto/sha256"
+	"hash/maphash"
+	"sync"
+	"sync/atomic"
+	"time"
 
-func newTokenCache() *tokenCache { return &tokenCache{} }
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+)
+
+// maxCachedBytes bounds the cache by the tokens' own size; what is decoded from them is a few times that.
+const maxCachedBytes = 16 << 20
+
+// verified is a token that held, and what that rests on.
+type verified struct {
+	identity *Identity
+	until    int64 // Unix nanoseconds: expiry and leeway
+	set      *keySet
+	key      *key
+	keys     atomic.Pointer[keys] // in which key was last seen
+}
+
+// holds tells whether what was true when the token was verified still is: the time, and that the issuer still
+// publishes the key.
+func (v *verified) holds(now time.Time) bool {
+	if now.UnixNano() >= v.until {
+		return false
+	}
+	current := v.set.current.Load()
+	if current == v.keys.Load() {
+		return true
+	}
+	if !current.holds(v.key) {
+		return false
+	}
+	v.keys.Store(current)
+	return true
+}
+
+// tokenCache keeps verified tokens, the least recently used going first. Only what verified is kept, so that nobody
+// without a token can push others out.
+//
+// The key is a hash under a secret seed, and the token found is compared whole: so no token is ever taken for another,
+// nobody can prepare two of one hash, and a hit costs less than the SHA-256 of a token would.
+type tokenCache struct {
+	seed maphash.Seed
+
+	mu      sync.Mutex // guards all below
+	tokens  *simplelru.LRU[uint64, *verified]
+	bytes   int
+	flights map[[sha256.Size]byte]*verification
+}
+
+// verification is one under way, for all who came with the same token meanwhile.
+type verification struct {
+	done   chan struct{}
+	result *verified
+	err    error
+}
+
+func newTokenCache() *tokenCache {
+	c := &tokenCache{seed: maphash.MakeSeed(), flights: map[[sha256.Size]byte]*verification{}}
+	var err error
+	// The count only has to be out of reach: bytes is what bounds it, and no token is below 64.
+	c.tokens, err = simplelru.NewLRU(maxCachedBytes/64, func(_ uint64, v *verified) { c.bytes -= len(v.identity.token) })
+	if err != nil {
+		panic(err) // only for a size below 1
+	}
+	return c
+}
+
+// get returns the identity of a token that was verified before and still holds, or nil.
+func (c *tokenCache) get(raw string, now time.Time) *Identity {
+	hash := maphash.String(c.seed, raw)
+	c.mu.Lock()
+	v, ok := c.tokens.Get(hash)
+	c.mu.Unlock()
+	if !ok || v.identity.token != raw || !v.holds(now) {
+		return nil
+	}
+	return v.identity
+}
+
+// once verifies a token, one at a time for each.
+func (c *tokenCache) once(ctx context.Context, raw string, verify func(context.Context) (*verified, error)) (*Identity, error) {
+	digest := sha256.Sum256([]byte(raw))
+	c.mu.Lock()
+	flight, joined := c.flights[digest]
+	if !joined {
+		flight = &verification{
+			done: make(chan struct{}),
+			err:  &Error{Kind: Unavailable, Message: "the token could not be verified: try again"}, // where verify panics
+		}
+		c.flights[digest] = flight
+	}
+	c.mu.Unlock()
+
+	if joined {
+		select {
+		case <-flight.done:
+		case <-ctx.Done():
+			return nil, &Error{Kind: Unavailable, Message: "the request ended while its token was verified", Err: ctx.Err()}
+		}
+	} else {
+		func() {
+			defer func() {
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				delete(c.flights, digest)
+				if flight.err == nil {
+					c.addLocked(raw, flight.result)
+				}
+				close(flight.done)
+			}()
+			// Not cut short when this request is: others wait for the same answer.
+			flight.result, flight.err = verify(context.WithoutCancel(ctx))
+		}()
+	}
+	if flight.err != nil {
+		return nil, flight.err
+	}
+	return flight.result.identity, nil
+}
+
+func (c *tokenCache) addLocked(raw string, v *verified) {
+	hash := maphash.String(c.seed, raw)
+	c.tokens.Remove(hash) // or else replacing it would count twice
+	c.tokens.Add(hash, v)
+	c.bytes += len(raw)
+	for c.bytes > maxCachedBytes {
+		c.tokens.RemoveOldest()
+	}
+}

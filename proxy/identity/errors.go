@@ -1,5 +1,7 @@
 package identity
 
+import "fmt"
+
 // Kind says what a caller does about an error; proxy/errors.go turns each into S3's code, sts.go into STS's.
 type Kind uint8
 
@@ -24,3 +26,8 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Message }
 func (e *Error) Unwrap() error { return e.Err }
+
+// badToken refuses a token. What is formatted MUST NOT be the token or a part of it that is not a claim.
+func badToken(format string, args ...any) *Error {
+	return &Error{Kind: BadToken, Message: fmt.Sprintf(format, args...)}
+}

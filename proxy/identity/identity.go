@@ -4,6 +4,7 @@ package identity
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -22,6 +23,7 @@ type Identity struct {
 
 	token   string // the OIDC token, for backends that use web_identity
 	derived sync.Map
+	clean   atomic.Pointer[version] // of Revocations at which it was not revoked
 }
 
 // Attributes are the same facts whatever the issuer calls them.

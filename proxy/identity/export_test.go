@@ -1,0 +1,37 @@
+package identity
+
+import "time"
+
+// Timing shortens what a key set waits for.
+type Timing struct{ Cooldown, Absent, Refresh, File, Retry, Stale, Timeout time.Duration }
+
+// SetTiming has c's issuers go by t; zero stays the default.
+func SetTiming(c *Config, t Timing) {
+	timing := defaultKeyTiming
+	set := func(to *time.Duration, d time.Duration) {
+		if d != 0 {
+			*to = d
+		}
+	}
+	set(&timing.cooldown, t.Cooldown)
+	set(&timing.absent, t.Absent)
+	set(&timing.refresh, t.Refresh)
+	set(&timing.file, t.File)
+	set(&timing.retry, t.Retry)
+	set(&timing.stale, t.Stale)
+	set(&timing.timeout, t.Timeout)
+	timing.maxRetry = max(timing.retry, min(timing.maxRetry, 8*timing.retry))
+	c.timing = &timing
+}
+
+// KeyCooldown is between two fetches that tokens cause.
+var KeyCooldown = defaultKeyTiming.cooldown
+
+// MaxTokenAge is for how long after its iat a token is accepted.
+const MaxTokenAge = maxTokenAge
+
+// RevocationLife is for how long a revocation lasts where nobody says otherwise.
+const RevocationLife = revocationLife
+
+// ForgetEnded does at once what happens every minute.
+func (r *Revocations) ForgetEnded() int { return r.dropEnded() }
