@@ -208,6 +208,9 @@ func (b *Backend) Client(options ...func(*s3.Options)) *s3.Client {
 		Credentials:  root,
 		HTTPClient:   b.world.http,
 		UsePathStyle: true,
+		// As the SDK does where its configuration is loaded, which is not done here.
+		RequestChecksumCalculation: aws.RequestChecksumCalculationWhenSupported,
+		ResponseChecksumValidation: aws.ResponseChecksumValidationWhenSupported,
 	}, options...)
 }
 
