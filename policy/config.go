@@ -33,6 +33,12 @@ func (c *Config) check(at string, report func(path, problem string)) {
 	if _, err := entrypointRef(c.entrypoint()); err != nil {
 		report(at+"entrypoint", err.Error())
 	}
+	if c.Git != nil {
+		c.Git.check(at+"git.", report)
+	}
+	if c.OPA != nil {
+		checkOPA(c.OPA, at+"opa.", report)
+	}
 	if c.Shadow != nil {
 		if c.Shadow.Shadow != nil {
 			report(at+"shadow.shadow", "a shadow has no shadow: remove it")

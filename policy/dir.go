@@ -38,15 +38,18 @@ const (
 	pollTime  = 15 * time.Second
 )
 
-// watch calls reload when something in the directory may have changed, until ctx ends.
-func (s *dirSource) watch(ctx context.Context, reload func()) {
+func (s *dirSource) watch(ctx context.Context, reload func()) { watchTree(ctx, s.dir, reload) }
+
+// watchTree calls reload when a directory, or a file, may have changed, until ctx ends.
+func watchTree(ctx context.Context, tree string, reload func()) {
+	tree = filepath.Clean(tree)
 	var events chan fsnotify.Event
 	var errs chan error
 	w, err := fsnotify.NewWatcher()
 	if err == nil {
 		defer w.Close()
 		events, errs = w.Events, w.Errors
-		s.addWatches(w)
+		addWatches(w, tree)
 	}
 	// A change between the load and the watch would go unseen until the next poll.
 	reload()
@@ -63,7 +66,7 @@ func (s *dirSource) watch(ctx context.Context, reload func()) {
 		case event, ok := <-events:
 			if !ok {
 				events = nil
-			} else if event.Op != fsnotify.Chmod && s.concerns(event.Name) {
+			} else if event.Op != fsnotify.Chmod && concerns(tree, event.Name) {
 				quiet.Reset(quietTime)
 			}
 		case <-errs: // events were lost, or the watcher is closed
@@ -73,12 +76,12 @@ func (s *dirSource) watch(ctx context.Context, reload func()) {
 			}
 		case <-quiet.C:
 			if w != nil {
-				s.addWatches(w)
+				addWatches(w, tree)
 			}
 			reload()
 		case <-poll.C:
 			if w != nil {
-				s.addWatches(w)
+				addWatches(w, tree)
 			}
 			reload()
 		}
@@ -87,9 +90,9 @@ func (s *dirSource) watch(ctx context.Context, reload func()) {
 
 // addWatches watches every directory of the policy, and the one that the policy's own name is in: there a link is
 // swapped, or the directory replaced. Those that cannot be watched are left to the poll.
-func (s *dirSource) addWatches(w *fsnotify.Watcher) {
-	w.Add(filepath.Dir(filepath.Clean(s.dir)))
-	root, err := filepath.EvalSymlinks(s.dir)
+func addWatches(w *fsnotify.Watcher, tree string) {
+	w.Add(filepath.Dir(tree))
+	root, err := filepath.EvalSymlinks(tree)
 	if err != nil {
 		return
 	}
@@ -102,9 +105,8 @@ func (s *dirSource) addWatches(w *fsnotify.Watcher) {
 }
 
 // concerns leaves out the policy's neighbours.
-func (s *dirSource) concerns(name string) bool {
-	dir := filepath.Clean(s.dir)
-	return filepath.Dir(name) != filepath.Dir(dir) || filepath.Base(name) == filepath.Base(dir)
+func concerns(tree, name string) bool {
+	return filepath.Dir(name) != filepath.Dir(tree) || filepath.Base(name) == filepath.Base(tree)
 }
 
 // readDir reads the policy below dir as `opa eval --data dir` would: every *.rego file, and every JSON and YAML

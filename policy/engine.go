@@ -20,8 +20,9 @@ type Engine struct {
 	loading sync.Mutex
 
 	// mu guards what Status tells. current is written under it too.
-	mu  sync.Mutex
-	err error
+	mu      sync.Mutex
+	err     error
+	checked time.Time
 }
 
 // source is where policy comes from. Whatever it reads it gives to Engine.offer.
@@ -55,10 +56,15 @@ func newEngine(c Config, onReload func(Status)) (*Engine, error) {
 	switch {
 	case c.Dir != "":
 		e.source = &dirSource{dir: c.Dir, offer: e.offer}
-	default:
-		return nil, errors.New("policy: no source")
+		return e, nil
+	case c.Git != nil:
+		s, err := newGitSource(*c.Git, e.offer)
+		e.source = s
+		return e, err
 	}
-	return e, nil
+	s, err := newOPASource(c.OPA, e.offer, func(err error) { e.report(nil, err) }, func() bool { return e.current.Load() != nil })
+	e.source = s
+	return e, err
 }
 
 var errNoPolicy = errors.New("no policy is loaded")
@@ -85,6 +91,7 @@ func (e *Engine) Allowed(ctx context.Context, q *Question) ([]bool, error) {
 type Status struct {
 	Revision string
 	Loaded   time.Time // when the policy in force was loaded
+	Checked  time.Time // when its source last had no other: how old the policy may be
 	Err      error     // why the newest could not be loaded; nil = in force
 }
 
@@ -96,7 +103,7 @@ func (e *Engine) Status() Status {
 }
 
 func (e *Engine) status() Status {
-	st := Status{Err: e.err}
+	st := Status{Err: e.err, Checked: e.checked}
 	if s := e.current.Load(); s != nil {
 		st.Revision, st.Loaded = s.revision, s.loaded
 	}
@@ -116,7 +123,7 @@ func (e *Engine) Reload(ctx context.Context) error {
 
 // offer puts a policy in force, or says why it cannot be.
 func (e *Engine) offer(f *files) error {
-	if s := e.current.Load(); s != nil && s.revision == f.revision {
+	if s := e.current.Load(); s != nil && s.revision == f.revision && !f.fresh {
 		e.report(s, nil)
 		return nil
 	}
@@ -127,7 +134,7 @@ func (e *Engine) offer(f *files) error {
 	return err
 }
 
-// report notes what came of a load, and tells onReload where it is news.
+// report notes what came of a load: s, if not nil, is in force from now on. onReload hears of it where it is news.
 func (e *Engine) report(s *snapshot, err error) {
 	e.mu.Lock()
 	news := s != nil && s != e.current.Load() || errorText(err) != errorText(e.err)
@@ -135,6 +142,9 @@ func (e *Engine) report(s *snapshot, err error) {
 		e.current.Store(s)
 	}
 	e.err = err
+	if err == nil {
+		e.checked = time.Now()
+	}
 	status := e.status()
 	e.mu.Unlock()
 	if news && e.onReload != nil {

@@ -9,19 +9,39 @@ import (
 
 // Config is `policy` in the configuration file. Exactly one of Dir, Git and OPA.
 type Config struct {
-	Dir        string         `yaml:"dir"`
-	Git        *Git           `yaml:"git"`
-	OPA        map[string]any `yaml:"opa"`
-	Entrypoint string         `yaml:"entrypoint"`
-	Shadow     *Config        `yaml:"shadow"`
+	// Dir holds *.rego files and data files (JSON, YAML), and is read again when they change.
+	Dir string `yaml:"dir"`
+	Git *Git   `yaml:"git"`
+	// OPA is OPA's own configuration: services, keys, bundles, discovery, labels, persistence_directory.
+	OPA map[string]any `yaml:"opa"`
+	// Entrypoint is the path of the package that decides. [s3/authz]
+	Entrypoint string `yaml:"entrypoint"`
+	// Shadow is a second source: evaluated beside this one and recorded, never obeyed.
+	Shadow *Config `yaml:"shadow"`
 }
 
 // Git is a repository that policy is read from.
 type Git struct {
-	URL      string        `yaml:"url"`
-	Ref      string        `yaml:"ref"`
-	Path     string        `yaml:"path"`
+	// URL of the repository: https, ssh or file; http to loopback alone. It holds no password.
+	URL string `yaml:"url"`
+	// Ref is a branch, a tag or a whole commit id. [main]
+	Ref string `yaml:"ref"`
+	// Path is the policy's directory in the repository. [its root]
+	Path string `yaml:"path"`
+	// Interval between two looks at the repository. [30s]
 	Interval time.Duration `yaml:"interval"`
+	// Cache is the directory that keeps the last good policy over a restart.
+	// [sluice/policy below the user's cache directory; where there is none, memory]
+	Cache string `yaml:"cache"`
+	// TokenFile, or the environment variable TokenEnv, holds the token for https: it is sent as the password.
+	TokenFile string `yaml:"token_file"`
+	TokenEnv  string `yaml:"token_env"`
+	// SSHKeyFile is the private key for ssh. ["" = the ssh agent]
+	SSHKeyFile string `yaml:"ssh_key_file"`
+	// KnownHostsFile lists the ssh servers' keys. ["" = the user's and the system's]
+	KnownHostsFile string `yaml:"known_hosts_file"`
+	// CAFile is trusted for https beside the system's authorities.
+	CAFile string `yaml:"ca_file"`
 }
 
 // Identity is `input.identity`.

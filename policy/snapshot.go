@@ -45,6 +45,7 @@ type files struct {
 	docs     map[string][]byte // JSON and YAML, by path: data below their directory
 	data     map[string]any    // data that is read already (bundles)
 	revision string
+	fresh    bool // the revision is somebody's word: another policy may have the same
 }
 
 // parse reads the texts, and reports every one that cannot be read.
