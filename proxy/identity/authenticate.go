@@ -18,6 +18,7 @@ type Authenticator struct {
 	sessions    *sessions
 	revocations *Revocations
 	logouts     seenLogouts
+	carryToken  bool
 }
 
 // Config is what New needs. Issuers, Sessions and Revocation are the configuration file's sections.
@@ -26,6 +27,9 @@ type Config struct {
 	Sessions   SessionsConfig
 	Revocation RevocationConfig
 	Now        func() time.Time // nil = time.Now
+
+	// CarryToken seals the OIDC token itself into session tokens, for backends that use web_identity.
+	CarryToken bool
 
 	// Revocations, where set, are used instead of opening Revocation: a reload passes the ones it has, because
 	// transfers in flight are tracked by them.
@@ -38,12 +42,16 @@ type Config struct {
 
 // New starts fetching keys in the background; it does not wait for issuers. ctx ends what it started.
 func New(ctx context.Context, c Config) (*Authenticator, error) {
-	a := &Authenticator{now: c.Now, issuers: map[string]*issuer{}, cache: newTokenCache()}
+	a := &Authenticator{now: c.Now, issuers: map[string]*issuer{}, cache: newTokenCache(), carryToken: c.CarryToken}
 	if a.now == nil {
 		a.now = time.Now
 	}
 	var err error
-	if a.sessions, err = newSessions(c.Sessions); err != nil {
+	var previous *sessions
+	if c.Previous != nil {
+		previous = c.Previous.sessions
+	}
+	if a.sessions, err = newSessions(ctx, c.Sessions, previous); err != nil {
 		return nil, err
 	}
 	if err := a.openIssuers(ctx, c); err != nil {
@@ -61,10 +69,7 @@ func New(ctx context.Context, c Config) (*Authenticator, error) {
 // Authenticate verifies the one credential of r and that it is not revoked. It never reads the body, and it takes
 // the credentials' headers out of r, whatever the result. Its errors are *Error.
 func (a *Authenticator) Authenticate(r *http.Request) (*Proof, error) {
-	defer func() {
-		r.Header.Del("Authorization")
-		r.Header.Del("X-Amz-Security-Token")
-	}()
+	defer removeCredentials(r)
 	proof, err := a.prove(r)
 	if err != nil {
 		return nil, err
