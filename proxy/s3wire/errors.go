@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -167,22 +168,12 @@ const xmlHeader = `<?xml version="1.0" encoding="UTF-8"?>` + "\n"
 // appendElement writes <name>text</name> so that any XML parser reads it: what XML 1.0 cannot carry, control
 // characters and broken UTF-8, is shown as U+FFFD. It is for people's eyes; see appendExact for keys.
 func appendElement(b []byte, name, text string) []byte {
-	b = append(b, '<')
-	b = append(b, name...)
-	b = append(b, '>')
-	for _, c := range text { // broken UTF-8 yields U+FFFD
-		switch {
-		case c == '\t' || c == '\n' || c == '\r':
-			b = appendReference(b, c)
-		case c < ' ' || c == 0xFFFE || c == 0xFFFF:
-			b = utf8.AppendRune(b, utf8.RuneError)
-		default:
-			b = appendRune(b, c)
+	return appendExact(b, name, strings.Map(func(c rune) rune {
+		if c < ' ' && c != '\t' && c != '\n' && c != '\r' || c == 0xFFFE || c == 0xFFFF {
+			return utf8.RuneError
 		}
-	}
-	b = append(b, '<', '/')
-	b = append(b, name...)
-	return append(b, '>')
+		return c // which it already is for broken UTF-8
+	}, text))
 }
 
 // appendExact writes <name>text</name> so that S3 reads back just the bytes of text, which MUST be valid UTF-8.
@@ -192,36 +183,29 @@ func appendExact(b []byte, name, text string) []byte {
 	b = append(b, '<')
 	b = append(b, name...)
 	b = append(b, '>')
-	for _, c := range text {
-		if c < ' ' || c == 0x7F || c == 0x85 || c == 0x2028 {
-			b = appendReference(b, c)
-		} else {
-			b = appendRune(b, c)
+	done := 0
+	for i := range len(text) {
+		c := text[i]
+		if c >= ' ' && c != '&' && c != '<' && c != '>' && c != '"' && c != '\'' && c != 0x7F {
+			continue
+		}
+		b = append(b, text[done:i]...)
+		done = i + 1
+		switch c {
+		case '&':
+			b = append(b, "&amp;"...)
+		case '<':
+			b = append(b, "&lt;"...)
+		case '>':
+			b = append(b, "&gt;"...)
+		default:
+			b = append(b, "&#"...)
+			b = strconv.AppendInt(b, int64(c), 10)
+			b = append(b, ';')
 		}
 	}
+	b = append(b, text[done:]...)
 	b = append(b, '<', '/')
 	b = append(b, name...)
 	return append(b, '>')
-}
-
-func appendRune(b []byte, c rune) []byte {
-	switch c {
-	case '&':
-		return append(b, "&amp;"...)
-	case '<':
-		return append(b, "&lt;"...)
-	case '>':
-		return append(b, "&gt;"...)
-	case '"':
-		return append(b, "&quot;"...)
-	case '\'':
-		return append(b, "&apos;"...)
-	}
-	return utf8.AppendRune(b, c)
-}
-
-func appendReference(b []byte, c rune) []byte {
-	b = append(b, "&#"...)
-	b = strconv.AppendInt(b, int64(c), 10)
-	return append(b, ';')
 }

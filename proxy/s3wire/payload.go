@@ -50,7 +50,7 @@ type Outbound struct {
 	Body   io.Reader         // nil = no body
 	Length int64             // exact; no backend takes a body without a length
 	SHA256 string            // x-amz-content-sha256: a hex digest, UNSIGNED-PAYLOAD or STREAMING-UNSIGNED-PAYLOAD-TRAILER
-	Header map[string]string // further framing headers: x-amz-decoded-content-length, x-amz-trailer, content-encoding
+	Header map[string]string // where it is framed: x-amz-decoded-content-length, x-amz-trailer and content-encoding
 }
 
 const (
@@ -74,18 +74,20 @@ func (p Payload) Outbound(body io.Reader, verify ChunkVerifier, checkHash bool) 
 		return Outbound{}, err
 	}
 	out := Outbound{Length: p.Length, SHA256: unsignedPayload}
-	encoding := p.Encoding
 	switch {
 	case p.Trailer != "":
 		out.SHA256 = unsignedTrailer
 		out.Length = frameLength(p.Length, p.Trailer)
 		out.Body = &framer{in: newUnframer(body, p, verify), trailer: p.Trailer, left: p.Length}
-		// S3 takes "aws-chunked" out again before it stores the rest. It could do without, but MinIO before 2025 takes a
-		// body without it for a plain one, and every SDK sends it.
-		encoding = join(p.Encoding, "aws-chunked")
 		out.Header = map[string]string{
 			"x-amz-decoded-content-length": strconv.FormatInt(p.Length, 10),
 			"x-amz-trailer":                p.Trailer,
+			// S3 takes "aws-chunked" out again before it stores the rest. It could do without, but MinIO before 2025 takes
+			// a body without it for a plain one, and every SDK sends it.
+			"content-encoding": "aws-chunked",
+		}
+		if p.Encoding != "" {
+			out.Header["content-encoding"] = p.Encoding + ",aws-chunked"
 		}
 	case p.framed():
 		out.Body, err = unframed(newUnframer(body, p, verify), p.Length)
@@ -101,12 +103,6 @@ func (p Payload) Outbound(body io.Reader, verify ChunkVerifier, checkHash bool) 
 	}
 	if p.Kind == PayloadHash {
 		out.SHA256 = p.SHA256
-	}
-	if encoding != "" {
-		if out.Header == nil {
-			out.Header = make(map[string]string, 1)
-		}
-		out.Header["content-encoding"] = encoding
 	}
 	return out, nil
 }
@@ -297,11 +293,4 @@ func readSome(r io.Reader, p []byte) (int, error) {
 		}
 	}
 	return 0, io.ErrNoProgress
-}
-
-func join(a, b string) string {
-	if a == "" {
-		return b
-	}
-	return a + "," + b
 }
