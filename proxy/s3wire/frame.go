@@ -88,7 +88,7 @@ func (f *frame) payload(e *entry, r *http.Request) (Payload, error) {
 		if strings.HasPrefix(f.sum, "STREAMING-AWS4-ECDSA-") {
 			return p, errorf("NotImplemented", "x-amz-content-sha256 is of Signature Version 4A, which this proxy does not verify: sign with Version 4")
 		}
-		if len(f.sum) != 64 || strings.Trim(f.sum, "0123456789abcdefABCDEF") != "" {
+		if !isSHA256(f.sum) {
 			return p, errorf("InvalidArgument", "x-amz-content-sha256 must be a SHA-256 in hexadecimal, UNSIGNED-PAYLOAD, or a STREAMING-… value that S3 knows")
 		}
 		p.Kind, p.SHA256 = PayloadHash, strings.ToLower(f.sum)
@@ -137,4 +137,13 @@ func (f *frame) payload(e *entry, r *http.Request) (Payload, error) {
 		return p, errorf("NotImplemented", "the body of %s cannot be of Content-Encoding %s", e.name, quote(f.encoding))
 	}
 	return p, nil
+}
+
+func isSHA256(s string) bool {
+	for i := 0; i < len(s); i++ {
+		if !isHex(s[i]) {
+			return false
+		}
+	}
+	return len(s) == 64
 }

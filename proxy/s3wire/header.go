@@ -219,8 +219,15 @@ func (h *headers) take(name string, values []string) error {
 			return errorf("InvalidArgument", "header %s must be true or false", known.lower)
 		}
 	}
-	h.kept = append(h.kept, header{id, known.name, value})
+	h.keep(header{id, known.name, value})
 	return nil
+}
+
+func (h *headers) keep(f header) {
+	if h.kept == nil {
+		h.kept = make([]header, 0, 6)
+	}
+	h.kept = append(h.kept, f)
 }
 
 // takeOther is for the names that are not in the table: user metadata, and what every client and every proxy on
@@ -245,7 +252,7 @@ func (h *headers) takeOther(name string, values []string) error {
 		if err := checkValue(strings.ToLower(name), values[0]); err != nil {
 			return err
 		}
-		h.kept = append(h.kept, header{userMetadata, name, values[0]})
+		h.keep(header{userMetadata, name, values[0]})
 		return nil
 	}
 	if likeAmz(name) {

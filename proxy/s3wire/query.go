@@ -181,6 +181,9 @@ func (q *query) read(raw string) error {
 				return errorf("InvalidArgument", "query parameter %s %s", name, wrong)
 			}
 			q.present.add(id)
+			if q.params == nil {
+				q.params = make([]param, 0, 5)
+			}
 			q.params = append(q.params, param{id, value})
 			continue
 		}
