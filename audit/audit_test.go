@@ -2,6 +2,8 @@ package audit_test
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -51,4 +53,9 @@ func TestOneEventForEachRecord(t *testing.T) {
 			t.Errorf("line %d: %+v", i+1, ev)
 		}
 	}
+}
+
+func hash(line string) string {
+	sum := sha256.Sum256([]byte(line))
+	return hex.EncodeToString(sum[:])
 }

@@ -113,7 +113,7 @@ func (l *file) set(f *os.File, info os.FileInfo, size int64, first uint64) {
 
 func firstSeqOf(f *os.File) (uint64, error) {
 	line, err := newLineReader(io.NewSectionReader(f, 0, 1<<62)).next()
-	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+	if err != nil && err != io.EOF && err != errUnfinished {
 		return 0, err
 	}
 	seq, _, _ := lineSeq(line)
@@ -135,22 +135,29 @@ func (l *file) create() error {
 	return nil
 }
 
-// append writes whole lines, the first of which has number seq. It returns how many bytes of them are in the
-// log for good; what is not must be given to append again.
-func (l *file) append(lines []byte, seq uint64) (int, error) {
+// append writes whole lines, as many as the file has room for. It returns how many bytes of them are in the log
+// for good; the rest must be given to append again, after an error or without.
+func (l *file) append(lines []byte) (int, error) {
 	if l.f == nil {
 		if err := l.open(); err != nil {
 			return 0, err
 		}
 	}
-	if l.size > 0 && l.size+int64(len(lines)) > l.maxSize && !l.now().Before(l.rotateAfter) {
-		if err := l.rotate(); err != nil {
-			if l.f == nil {
-				return 0, err
+	if !l.now().Before(l.rotateAfter) {
+		fits := l.fit(lines)
+		if fits == 0 {
+			if err := l.rotate(); err != nil {
+				if l.f == nil {
+					return 0, err
+				}
+				l.logger.Error("rotate the audit log: it goes on growing", "error", err)
+				l.rotateAfter = l.now().Add(10 * time.Second)
+				fits = len(lines)
+			} else {
+				fits = l.fit(lines)
 			}
-			l.logger.Error("rotate the audit log: it goes on growing", "error", err)
-			l.rotateAfter = l.now().Add(10 * time.Second)
 		}
+		lines = lines[:fits]
 	}
 	n, err := l.f.Write(lines)
 	if err != nil {
@@ -170,7 +177,7 @@ func (l *file) append(lines []byte, seq uint64) (int, error) {
 		l.size += int64(n)
 		l.dirty = true
 		if l.firstSeq == 0 {
-			l.firstSeq = seq
+			l.firstSeq, _, _ = lineSeq(lines[:bytes.IndexByte(lines, '\n')])
 		}
 		l.mu.Unlock()
 	}
@@ -194,6 +201,22 @@ func (l *file) append(lines []byte, seq uint64) (int, error) {
 	}
 	l.noteEnd(lines)
 	return n, nil
+}
+
+// fit is how much of lines goes into the file before it is full: whole lines, and into an empty file at least one.
+func (l *file) fit(lines []byte) int {
+	room := l.maxSize - l.size
+	if int64(len(lines)) <= room {
+		return len(lines)
+	}
+	n := 0
+	if room > 0 {
+		n = bytes.LastIndexByte(lines[:room], '\n') + 1
+	}
+	if n == 0 && l.size == 0 {
+		n = bytes.IndexByte(lines, '\n') + 1
+	}
+	return n
 }
 
 func (l *file) noteEnd(lines []byte) {

@@ -114,6 +114,9 @@ func plainName(path string) string {
 // openLog opens a file of the log for reading, plain or compressed, whatever its name.
 func openLog(path string) (io.ReadCloser, error) {
 	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		f, err = os.Open(path + zstdSuffix) // compressed since it was found
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -162,8 +165,11 @@ type lineReader struct {
 
 func newLineReader(r io.Reader) *lineReader { return &lineReader{r: r, buf: make([]byte, 0, 256<<10)} }
 
+// errUnfinished is the error of a last line that has no end (yet).
+var errUnfinished = errors.New("the last line is unfinished")
+
 // next returns the next line without its newline, good until next is called again. At the end it returns io.EOF,
-// or with an unfinished last line io.ErrUnexpectedEOF; both may be followed by more, where the file grows.
+// or what there is of an unfinished line and errUnfinished; both may be followed by more, where the file grows.
 func (l *lineReader) next() ([]byte, error) {
 	searched := 0
 	for {
@@ -177,7 +183,7 @@ func (l *lineReader) next() ([]byte, error) {
 			err := l.err
 			l.err = nil
 			if err == io.EOF && len(l.rest) > 0 {
-				err = io.ErrUnexpectedEOF
+				err = errUnfinished
 			}
 			return l.rest, err
 		}
@@ -297,7 +303,7 @@ func endOf(path string) (end chainEnd, err error) {
 	lines := newLineReader(r)
 	for {
 		line, err := lines.next()
-		if err == io.EOF || err == io.ErrUnexpectedEOF {
+		if err == io.EOF || err == errUnfinished {
 			break
 		}
 		if err != nil {

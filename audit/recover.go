@@ -33,8 +33,8 @@ func (l *Log) recover(ctx context.Context, left []entry, durable bool) error {
 		l.prev = lineHash(lines[start : len(lines)-1])
 		n++
 	}
-	for first := l.seq - uint64(n) + 1; len(lines) > 0; {
-		m, err := l.file.append(lines, first)
+	for len(lines) > 0 {
+		m, err := l.file.append(lines)
 		if err != nil {
 			return fmt.Errorf("write the events of requests that a crash cut: %w", err)
 		}
@@ -90,7 +90,7 @@ func scanIDs(ctx context.Context, path string, wanted map[string]bool) error {
 			return ctx.Err()
 		}
 		line, err := lines.next()
-		if err == io.EOF || err == io.ErrUnexpectedEOF {
+		if err == io.EOF || err == errUnfinished {
 			return nil
 		}
 		if err != nil {

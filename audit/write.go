@@ -17,8 +17,7 @@ const (
 type batch struct {
 	slots   []*slot
 	lines   []byte
-	first   uint64 // number of the first line
-	inFile  int    // how much of lines each sink has
+	inFile  int // how much of lines each sink has
 	flushed int
 	out     int
 
@@ -118,8 +117,8 @@ func (l *Log) fillBatch() bool {
 	more := !l.closed
 	l.mu.Unlock()
 
-	b.lines, b.first = b.lines[:0], l.seq+1
-	b.inFile, b.flushed, b.out = 0, 0, 0
+	b.lines = b.lines[:0]
+	b.inFile, b.out = 0, 0
 	for _, s := range b.slots {
 		start := len(b.lines)
 		l.seq++
@@ -170,22 +169,21 @@ func (l *Log) tryBatch() error {
 	b := &l.batch
 	if l.file != nil {
 		for b.inFile < len(b.lines) {
-			n, err := l.file.append(b.lines[b.inFile:], b.first)
+			n, err := l.file.append(b.lines[b.inFile:])
 			b.inFile += n
+			if l.config.File.Fsync == fsyncAlways && n > 0 {
+				if flushErr := l.file.flush(); flushErr != nil {
+					// After a failed fsync nobody knows what is on the disk, and a second would lie. Write it again.
+					if cutErr := l.file.takeBack(n); cutErr != nil {
+						return errors.Join(flushErr, cutErr)
+					}
+					b.inFile -= n
+					return flushErr
+				}
+			}
 			if err != nil {
 				return err
 			}
-		}
-		if l.config.File.Fsync == fsyncAlways && b.flushed < b.inFile {
-			if err := l.file.flush(); err != nil {
-				// After a failed fsync nobody knows what is on the disk, and a second would lie. Write it again.
-				if cutErr := l.file.takeBack(b.inFile - b.flushed); cutErr != nil {
-					return errors.Join(err, cutErr)
-				}
-				b.inFile = b.flushed
-				return err
-			}
-			b.flushed = b.inFile
 		}
 	}
 	for l.stdout != nil && b.out < len(b.lines) {
