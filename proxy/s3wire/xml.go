@@ -372,3 +372,19 @@ func localName(name, want string) bool {
 	}
 	return strings.EqualFold(name, want)
 }
+
+// each calls f with every child, and ends with the first error.
+func (s *splitter) each(f func(name, raw string) error) error {
+	for {
+		name, raw, err := s.child()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := f(name, raw); err != nil {
+			return err
+		}
+	}
+}
