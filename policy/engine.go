@@ -15,6 +15,7 @@ type Engine struct {
 	shadow     *Engine // nil where none is configured
 	onReload   func(Status)
 	current    atomic.Pointer[snapshot]
+	watching   sync.WaitGroup
 
 	// loading lets one load run at a time. It is held while the source reads, which may take as long as a network does.
 	loading sync.Mutex
@@ -47,9 +48,12 @@ func Open(ctx context.Context, c Config, onReload func(Status)) (*Engine, error)
 	if err := e.Reload(ctx); err != nil && e.current.Load() == nil {
 		return nil, err
 	}
-	go e.source.watch(ctx, func() { e.Reload(ctx) })
+	e.watching.Go(func() { e.source.watch(ctx, func() { e.Reload(ctx) }) })
 	return e, nil
 }
+
+// Wait returns when all that Open started has ended, once its ctx has.
+func (e *Engine) Wait() { e.watching.Wait() }
 
 func newEngine(c Config, onReload func(Status)) (*Engine, error) {
 	e := &Engine{entrypoint: c.entrypoint(), onReload: onReload}

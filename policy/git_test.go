@@ -86,6 +86,7 @@ func (r *repository) serve(token string) (url string, down *atomic.Bool) {
 }
 
 func TestGit(t *testing.T) {
+	t.Parallel()
 	r := newRepository(t)
 	first := r.commit(map[string]string{
 		"policies/a.rego": "package s3.authz\nallow := data.on\n", "policies/a.yaml": "on: true\n",
@@ -154,6 +155,7 @@ func TestGit(t *testing.T) {
 }
 
 func TestGitRefs(t *testing.T) {
+	t.Parallel()
 	r := newRepository(t)
 	first := r.commit(map[string]string{"a.rego": allowAll})
 	r.git("tag", "v1")

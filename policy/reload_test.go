@@ -16,10 +16,16 @@ import (
 func watched(t *testing.T, c policy.Config) (*policy.Engine, func(until func(policy.Status) bool) policy.Status) {
 	t.Helper()
 	heard := make(chan policy.Status, 100)
-	e, err := policy.Open(t.Context(), c, func(s policy.Status) { heard <- s })
+	ctx, stop := context.WithCancel(context.Background())
+	e, err := policy.Open(ctx, c, func(s policy.Status) { heard <- s })
 	if err != nil {
+		stop()
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		stop()
+		e.Wait()
+	})
 	return e, func(until func(policy.Status) bool) policy.Status {
 		t.Helper()
 		deadline := time.After(20 * time.Second)
@@ -42,6 +48,7 @@ const (
 )
 
 func TestReload(t *testing.T) {
+	t.Parallel()
 	d := dir(t, map[string]string{"policy.rego": allowAll})
 	e, heard := watched(t, policy.Config{Dir: d})
 	first := e.Status()
@@ -88,6 +95,7 @@ func TestReload(t *testing.T) {
 
 // TestReloadConfigMap swaps versions as a Kubernetes volume does: a link that another link goes through.
 func TestReloadConfigMap(t *testing.T) {
+	t.Parallel()
 	d := t.TempDir()
 	write(t, filepath.Join(d, "..v1/policy.rego"), allowAll)
 	write(t, filepath.Join(d, "..v2/policy.rego"), allowNone)
@@ -104,6 +112,7 @@ func TestReloadConfigMap(t *testing.T) {
 
 // TestReloadLink swaps the directory itself, as git-sync does.
 func TestReloadLink(t *testing.T) {
+	t.Parallel()
 	d := t.TempDir()
 	write(t, filepath.Join(d, "v1/policy.rego"), allowAll)
 	write(t, filepath.Join(d, "v2/policy.rego"), allowNone)
@@ -129,6 +138,7 @@ func link(t *testing.T, target, name string) {
 
 // TestReloadUnderLoad: every decision is one revision's, whole, and none fails.
 func TestReloadUnderLoad(t *testing.T) {
+	t.Parallel()
 	version := func(n string) map[string]string {
 		return map[string]string{
 			"policy.rego": "package s3.authz\nallow := true\nrole := data.role\nlimits := {\"bytes_per_second\": data.limit}\n",
