@@ -31,7 +31,7 @@ func readTarget(r *http.Request) (target, error) {
 	} else {
 		// Made by this process: `proxy explain`, a test.
 		u := r.URL
-		if u.Opaque != "" || u.User != nil || u.Fragment != "" {
+		if u == nil || u.Opaque != "" || u.User != nil || u.Fragment != "" {
 			return t, errorf("InvalidURI", "the URL must have no user, no fragment, and a path")
 		}
 		if t.host == "" {
