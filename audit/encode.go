@@ -157,8 +157,9 @@ func appendAttributes(b []byte, a *Attributes) []byte {
 	if a.Workspace == "" && a.Project == "" && a.Repository == "" && a.User == "" && len(a.Groups) == 0 {
 		return b
 	}
-	b = append(b, `,"attributes":{`...)
-	inside := len(b)
+	// Each member is written with a comma before it; the first one's becomes the brace.
+	b = append(b, `,"attributes":`...)
+	brace := len(b)
 	b = appendOptional(b, `,"workspace":`, a.Workspace)
 	b = appendOptional(b, `,"project":`, a.Project)
 	b = appendOptional(b, `,"repository":`, a.Repository)
@@ -173,7 +174,7 @@ func appendAttributes(b []byte, a *Attributes) []byte {
 		}
 		b = append(b, ']')
 	}
-	b = slices.Delete(b, inside, inside+1) // the first member's comma
+	b[brace] = '{'
 	return append(b, '}')
 }
 
@@ -185,7 +186,25 @@ func appendOptional(b []byte, name, value string) []byte {
 }
 
 func appendTime(b []byte, t time.Time) []byte {
-	return t.UTC().AppendFormat(b, "2006-01-02T15:04:05.000000Z")
+	t = t.UTC()
+	year, month, day := t.Date()
+	hour, minute, second := t.Clock()
+	b = append(appendDigits(b, year, 4), '-')
+	b = append(appendDigits(b, int(month), 2), '-')
+	b = append(appendDigits(b, day, 2), 'T')
+	b = append(appendDigits(b, hour, 2), ':')
+	b = append(appendDigits(b, minute, 2), ':')
+	b = append(appendDigits(b, second, 2), '.')
+	return append(appendDigits(b, t.Nanosecond()/1000, 6), 'Z')
+}
+
+func appendDigits(b []byte, n, digits int) []byte {
+	var d [6]byte
+	for i := digits - 1; i >= 0; i-- {
+		d[i] = byte('0' + n%10)
+		n /= 10
+	}
+	return append(b, d[:digits]...)
 }
 
 // appendFloat keeps microseconds.

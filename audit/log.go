@@ -224,6 +224,10 @@ func (r *Record) Journal() error {
 		}
 		return nil
 	}
+	return l.journalFailed(err)
+}
+
+func (l *Log) journalFailed(err error) error {
 	err = fmt.Errorf("journal the request: %w", err)
 	l.count.failures.Add(1)
 	if l.journalBad.Swap(&err) == nil {
@@ -396,25 +400,25 @@ func (l *Log) Close(ctx context.Context) error {
 	l.mu.Unlock()
 	l.notify()
 	var err error
+	stuck := false
 	select {
 	case <-l.done:
 	case <-ctx.Done():
+		err = fmt.Errorf("close the audit log: events are left in the journal: %w", ctx.Err())
 		close(l.giveUp)
 		select {
 		case <-l.done:
 		case <-time.After(time.Second): // it hangs in a write
+			stuck = true
 		}
-		err = fmt.Errorf("close the audit log: %d events are left in the journal: %w", l.Stats().Queued, ctx.Err())
 	}
-	if l.file == nil {
+	if l.file == nil || stuck {
 		return err
 	}
 	l.stopShippers(ctx)
 	l.flusher.Wait()
 	l.keeper.stop()
-	if err != nil {
-		return err
-	}
 	s := l.Stats()
-	return errors.Join(l.file.flush(), l.file.close(), l.checkpoints.close(), l.journal.close(s.Open == 0 && s.Queued == 0))
+	empty := s.Open == 0 && s.Queued == 0
+	return errors.Join(err, l.file.flush(), l.file.close(), l.checkpoints.close(), l.journal.close(empty))
 }

@@ -34,16 +34,19 @@ func (l *Log) write() {
 		l.mu.Unlock()
 	}()
 	var last time.Time
+	idle := time.NewTicker(time.Second)
+	defer idle.Stop()
 	for {
 		more := l.fillBatch()
 		if len(l.batch.slots) == 0 {
 			if !more {
+				l.look()
 				if l.checkpoints != nil {
 					l.checkpoints.sign(l.file.end)
 				}
 				return
 			}
-			if !l.wait() {
+			if !l.wait(idle.C) {
 				return
 			}
 			if rest := pace - time.Since(last); rest > 0 && l.calm() {
@@ -67,7 +70,7 @@ func (l *Log) calm() bool {
 }
 
 // wait waits for something to do; false = the log is given up.
-func (l *Log) wait() bool {
+func (l *Log) wait(idle <-chan time.Time) bool {
 	var timer <-chan time.Time
 	if l.checkpoints != nil {
 		timer = l.checkpoints.timer()
@@ -78,10 +81,26 @@ func (l *Log) wait() bool {
 		answer <- l.reopen()
 	case <-timer:
 		l.checkpoints.sign(l.file.end)
+	case <-idle:
+		l.look()
 	case <-l.giveUp:
 		return false
 	}
 	return true
+}
+
+// look looks after the file where no event makes that happen.
+func (l *Log) look() {
+	if l.file == nil {
+		return
+	}
+	err := l.file.reopen()
+	if err != nil {
+		l.count.failures.Add(1)
+	}
+	l.mu.Lock()
+	l.failed = err
+	l.mu.Unlock()
 }
 
 func (l *Log) reopen() error {

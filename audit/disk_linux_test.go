@@ -1,0 +1,42 @@
+package audit_test
+
+import (
+	"os"
+	"sync"
+	"syscall"
+	"testing"
+)
+
+// smallDisk is a file system of the given size, where the test may mount one.
+func smallDisk(t *testing.T, size string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
+		t.Skipf("SKIPPED: a small disk cannot be mounted here (%v; it takes root)", err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+		os.Remove(dir)
+	})
+	return dir
+}
+
+// readOnly makes dir read-only for everybody, root included, until the function it returns is called.
+func readOnly(t *testing.T, dir string) (undo func()) {
+	t.Helper()
+	if err := syscall.Mount(dir, dir, "", syscall.MS_BIND, ""); err != nil {
+		t.Skipf("SKIPPED: a directory cannot be made read-only for root here (%v)", err)
+	}
+	undo = sync.OnceFunc(func() {
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(undo)
+	if err := syscall.Mount("", dir, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	return undo
+}

@@ -1,0 +1,17 @@
+//go:build !linux
+
+package audit_test
+
+import "testing"
+
+func smallDisk(t *testing.T, size string) string {
+	t.Helper()
+	t.Skip("SKIPPED: a small disk is mounted on Linux only")
+	return ""
+}
+
+func readOnly(t *testing.T, dir string) (undo func()) {
+	t.Helper()
+	t.Skip("SKIPPED: a directory is made read-only on Linux only")
+	return nil
+}

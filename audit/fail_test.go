@@ -1,0 +1,535 @@
+package audit_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/sluice-s3/sluice/audit"
+)
+
+// serve plays requests until stop is called, and tells the ids of those that were served.
+func serve(t testing.TB, log *audit.Log) (stop func() (served []string, refused int)) {
+	t.Helper()
+	var mu sync.Mutex
+	var served []string
+	var refused atomic.Int64
+	quit := make(chan struct{})
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			for {
+				select {
+				case <-quit:
+					return
+				default:
+				}
+				r, err := log.Begin(time.Now())
+				if err != nil {
+					if !errors.Is(err, audit.ErrFull) {
+						t.Error(err)
+					}
+					refused.Add(1)
+					time.Sleep(time.Millisecond)
+					continue
+				}
+				r.Event.Outcome = audit.Completed
+				if err := r.Journal(); err != nil {
+					refused.Add(1)
+					r.Event.Outcome = audit.Failed // recorded all the same
+				}
+				mu.Lock()
+				served = append(served, r.Event.ID)
+				mu.Unlock()
+				r.Commit()
+				time.Sleep(100 * time.Microsecond)
+			}
+		})
+	}
+	return func() ([]string, int) {
+		close(quit)
+		all.Wait()
+		return served, int(refused.Load())
+	}
+}
+
+// mustHoldExactly fails unless the log's events are those of ids, each once, and its chain is whole.
+func mustHoldExactly(t testing.TB, ids []string, paths ...string) {
+	t.Helper()
+	var got []string
+	for ev, err := range audit.Read(paths...) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, ev.ID)
+	}
+	slices.Sort(got)
+	want := slices.Sorted(slices.Values(ids))
+	if !slices.Equal(got, want) {
+		t.Errorf("the log has %d events, %d were served", len(got), len(want))
+		for _, id := range want {
+			if _, found := slices.BinarySearch(got, id); !found {
+				t.Errorf("missing: %s", id)
+				break
+			}
+		}
+	}
+	r := verify(t, audit.VerifyOptions{FromStart: true}, paths...)
+	for _, l := range r.Logs {
+		for _, p := range l.Problems {
+			t.Error(p)
+		}
+	}
+}
+
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+func full(log *audit.Log) func() bool {
+	return func() bool { return log.Stats().Free == 0 && log.Health() != nil }
+}
+
+func healthy(log *audit.Log) func() bool {
+	return func() bool { s := log.Stats(); return s.Err == nil && s.Queued == 0 }
+}
+
+func TestT24FullDiskRefusesAndRecovers(t *testing.T) {
+	for _, fsync := range []string{"off", "always"} {
+		t.Run(fsync, func(t *testing.T) {
+			dir := smallDisk(t, "4m")
+			log, path := open(t, audit.Config{InFlight: 32, File: &audit.File{Path: filepath.Join(dir, "audit.jsonl"), Fsync: fsync}})
+			stop := serve(t, log)
+			ballast := filepath.Join(dir, "ballast")
+			for range 3 {
+				eventually(t, "events are written", func() bool { return log.Stats().Written > 50 })
+				b, err := os.Create(ballast)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, err = io.Copy(b, neverEnding{}) // until there is no room
+				b.Close()
+				if err == nil {
+					t.Fatal("the disk is not full")
+				}
+				eventually(t, "no room for another event", full(log))
+				if _, err := log.Begin(time.Now()); !errors.Is(err, audit.ErrFull) {
+					t.Errorf("Begin on a full disk: %v", err)
+				}
+				if raw, _ := os.ReadFile(path); len(raw) > 0 && raw[len(raw)-1] != '\n' {
+					t.Error("there is part of a line in the log")
+				}
+				if err := os.Remove(ballast); err != nil {
+					t.Fatal(err)
+				}
+				eventually(t, "it recovers by itself", healthy(log))
+			}
+			served, refused := stop()
+			closeLog(t, log)
+			if refused == 0 {
+				t.Error("nothing was refused")
+			}
+			mustHoldExactly(t, served, path)
+		})
+	}
+}
+
+type neverEnding struct{}
+
+func (neverEnding) Read(p []byte) (int, error) { return len(p), nil }
+
+func TestFullDiskKeepsHowRequestsEndedOverADeath(t *testing.T) {
+	dir := smallDisk(t, "4m")
+	config := audit.Config{InFlight: 16, File: &audit.File{Path: filepath.Join(dir, "audit.jsonl")}}
+	log, path := open(t, config)
+	b, err := os.Create(filepath.Join(dir, "ballast"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.Copy(b, neverEnding{})
+	b.Close()
+	var ids []string
+	for {
+		r, err := log.Begin(time.Now())
+		if err != nil {
+			break
+		}
+		r.Event.Outcome, r.Event.Status = audit.Completed, 200
+		ids = append(ids, r.Event.ID)
+		r.Commit()
+	}
+	eventually(t, "the writer has tried", func() bool { return log.Stats().Failures > 2 })
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	if err := log.Close(ctx); err == nil {
+		t.Error("Close says that all is written")
+	}
+	os.Remove(b.Name())
+	log, _ = open(t, config)
+	closeLog(t, log)
+	for ev, err := range audit.Read(path) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ev.Outcome != audit.Completed || ev.Status != 200 {
+			t.Errorf("%s: %s %d", ev.ID, ev.Outcome, ev.Status)
+		}
+	}
+	mustHoldExactly(t, ids, path)
+}
+
+func TestReadOnlyDirectoryLosesNothing(t *testing.T) {
+	dir := t.TempDir()
+	log, path := open(t, audit.Config{InFlight: 32, File: &audit.File{Path: filepath.Join(dir, "audit.jsonl"), MaxSize: 16 << 10, Keep: 10000}})
+	stop := serve(t, log)
+	eventually(t, "events are written", func() bool { return log.Stats().Written > 100 })
+	undo := readOnly(t, dir)
+	if _, err := audit.Open(context.Background(), audit.Config{File: &audit.File{Path: filepath.Join(dir, "other.jsonl")}}); err == nil {
+		t.Error("a log opens in a read-only directory")
+	}
+	before := log.Stats().Written
+	eventually(t, "the open file goes on growing", func() bool { return log.Stats().Written > before+200 })
+	undo()
+	served, _ := stop()
+	closeLog(t, log)
+	mustHoldExactly(t, served, path)
+}
+
+func TestT24HangingSinkRefusesAndRecovers(t *testing.T) {
+	reader, writer := io.Pipe()
+	log, path := open(t, audit.Config{InFlight: 32, Stdout: true, StdoutWriter: writer})
+	stop := serve(t, log)
+	eventually(t, "no room for another event", func() bool { return log.Stats().Free == 0 })
+	if _, err := log.Begin(time.Now()); !errors.Is(err, audit.ErrFull) {
+		t.Errorf("Begin while the sink hangs: %v", err)
+	}
+	var copied bytes.Buffer
+	done := make(chan struct{})
+	go func() { defer close(done); io.Copy(&copied, reader) }()
+	eventually(t, "it recovers by itself", func() bool { return log.Stats().Written > 100 })
+	served, refused := stop()
+	closeLog(t, log)
+	writer.Close()
+	<-done
+	if refused == 0 {
+		t.Error("nothing was refused")
+	}
+	mustHoldExactly(t, served, path)
+	if raw, _ := os.ReadFile(path); !bytes.Equal(raw, copied.Bytes()) {
+		t.Errorf("standard output had %d bytes, the file %d", copied.Len(), len(raw))
+	}
+}
+
+// flaky fails for a while, now and then after having taken a part.
+type flaky struct {
+	mu  sync.Mutex
+	n   int
+	got bytes.Buffer
+}
+
+func (f *flaky) Write(p []byte) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.n++
+	if f.n%3 == 0 {
+		n, _ := f.got.Write(p[:len(p)/2])
+		return n, errors.New("flaky")
+	}
+	return f.got.Write(p)
+}
+
+func TestFailingSinkLosesAndRepeatsNothing(t *testing.T) {
+	sink := &flaky{}
+	log, path := open(t, audit.Config{InFlight: 32, Stdout: true, StdoutWriter: sink})
+	stop := serve(t, log)
+	eventually(t, "events are written", func() bool { return log.Stats().Written > 300 })
+	served, _ := stop()
+	closeLog(t, log)
+	mustHoldExactly(t, served, path)
+	if raw, _ := os.ReadFile(path); !bytes.Equal(raw, sink.got.Bytes()) {
+		t.Errorf("the sink had %d bytes, the file %d", sink.got.Len(), len(raw))
+	}
+}
+
+func TestT24WhateverHappensToTheFile(t *testing.T) {
+	for name, meddle := range map[string]func(t *testing.T, path string){
+		"removed": func(t *testing.T, path string) { os.Remove(path) },
+		"removed, and an empty one put there": func(t *testing.T, path string) {
+			os.Remove(path)
+			os.WriteFile(path, nil, 0o600)
+		},
+		"another moved over it": func(t *testing.T, path string) {
+			os.WriteFile(path+".x", []byte("something else\n"), 0o600)
+			os.Rename(path+".x", path)
+		},
+		"copied over itself": func(t *testing.T, path string) {
+			raw, _ := os.ReadFile(path)
+			os.WriteFile(path+".x", raw, 0o600)
+			os.Rename(path+".x", path)
+		},
+		"a directory put there": func(t *testing.T, path string) {
+			os.Remove(path)
+			os.Mkdir(path, 0o700)
+		},
+		"moved away, as logrotate does": func(t *testing.T, path string) { os.Rename(path, path+".1") },
+		"moved away and made anew": func(t *testing.T, path string) {
+			os.Rename(path, path+".1")
+			os.WriteFile(path, nil, 0o600)
+		},
+		"the directory removed and made anew": func(t *testing.T, path string) {
+			os.RemoveAll(filepath.Dir(path))
+			os.Mkdir(filepath.Dir(path), 0o700)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "log", "audit.jsonl")
+			log, _ := open(t, audit.Config{InFlight: 64, File: &audit.File{Path: path}})
+			stop := serve(t, log)
+			for range 3 {
+				written := log.Stats().Written
+				eventually(t, "events are written", func() bool { return log.Stats().Written > written+50 })
+				os.Remove(path + ".2")
+				if _, err := os.Stat(path + ".1"); err == nil {
+					break // one is enough
+				}
+				meddle(t, path)
+			}
+			eventually(t, "it recovers by itself", healthy(log))
+			served, _ := stop()
+			closeLog(t, log)
+			paths := []string{path}
+			if _, err := os.Stat(path + ".1"); err == nil {
+				paths = append(paths, path+".1")
+			}
+			mustHoldExactly(t, served, paths...)
+		})
+	}
+}
+
+func TestTruncationIsGoneOnFromAndFound(t *testing.T) {
+	log, path := open(t, audit.Config{InFlight: 64})
+	record(t, log, 50)
+	eventually(t, "all is written", healthy(log))
+	if err := os.Truncate(path, 0); err != nil {
+		t.Fatal(err)
+	}
+	record(t, log, 50)
+	closeLog(t, log)
+	n := 0
+	for _, err := range audit.Read(path) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		n++
+	}
+	if n != 50 {
+		t.Errorf("%d events after the cut, want 50", n)
+	}
+	if got := problems(verify(t, audit.VerifyOptions{FromStart: true}, path)); got != "audit.jsonl:0 seq 1 removed" {
+		t.Errorf("verify: %q", got)
+	}
+}
+
+func TestJournalIsPutBack(t *testing.T) {
+	log, path := open(t, audit.Config{InFlight: 4})
+	r := begin(t, log)
+	if err := r.Journal(); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(path + ".journal")
+	if err != nil {
+		t.Fatal(err)
+	}
+	os.Remove(path + ".journal")
+	eventually(t, "the journal is back", func() bool {
+		after, err := os.ReadFile(path + ".journal")
+		return err == nil && bytes.Equal(before, after)
+	})
+	r.Commit()
+	closeLog(t, log)
+	if _, err := os.Stat(path + ".journal"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("an empty journal stays after the end: %v", err)
+	}
+}
+
+func TestContinueServesAndCounts(t *testing.T) {
+	reader, writer := io.Pipe()
+	log, path := open(t, audit.Config{InFlight: 8, OnFailure: "continue", Stdout: true, StdoutWriter: writer})
+	for range 100 {
+		r, err := log.Begin(time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Journal(); err != nil {
+			t.Fatal(err)
+		}
+		r.Commit()
+	}
+	s := log.Stats()
+	if s.Dropped < 80 || s.Dropped > 92 {
+		t.Errorf("%d dropped of 100, with room for 8", s.Dropped)
+	}
+	go io.Copy(io.Discard, reader)
+	eventually(t, "it recovers", healthy(log))
+	record(t, log, 1)
+	closeLog(t, log)
+	mustHold(t, path, 101-s.Dropped)
+}
+
+func TestOneProcessForALog(t *testing.T) {
+	_, path := open(t, audit.Config{})
+	if _, err := audit.Open(context.Background(), audit.Config{File: &audit.File{Path: path}}); err == nil || !strings.Contains(err.Error(), "another process") {
+		t.Errorf("a second Open: %v", err)
+	}
+}
+
+func TestRecordsLeftOpenAreInterrupted(t *testing.T) {
+	config := audit.Config{InFlight: 8, File: &audit.File{Path: filepath.Join(t.TempDir(), "audit.jsonl")}}
+	log, path := open(t, config)
+	r := begin(t, log)
+	r.Event.Bucket = "b"
+	if err := r.Journal(); err != nil {
+		t.Fatal(err)
+	}
+	if s := log.Stats(); s.Open != 1 {
+		t.Errorf("%d open", s.Open)
+	}
+	record(t, log, 1)
+	closeLog(t, log)
+	config.InFlight = 16 // another shape of journal
+	log, _ = open(t, config)
+	closeLog(t, log)
+	mustHold(t, path, 2)
+	for ev, err := range audit.Read(path) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ev.ID == r.Event.ID && (ev.Outcome != audit.Interrupted || ev.Bucket != "b") {
+			t.Errorf("%+v", ev)
+		}
+	}
+}
+
+func TestOpenMendsTheEnd(t *testing.T) {
+	for name, tc := range map[string]struct {
+		damage func(raw []byte) []byte
+		want   string // what verify says
+		lines  int
+	}{
+		"an unfinished line":                 {func(raw []byte) []byte { return append(raw, `{"schema":"sluice.audit/1","se`...) }, "", 11},
+		"zeros, as power loss leaves":        {func(raw []byte) []byte { return append(raw, make([]byte, 5000)...) }, "", 11},
+		"the last line cut":                  {func(raw []byte) []byte { return raw[:len(raw)-10] }, "", 10},
+		"whole lines that are not ours":      {func(raw []byte) []byte { return append(raw, "hello\nworld\n"...) }, "audit-X.jsonl:11 seq 11 changed", 11},
+		"nothing but what is not ours":       {func(raw []byte) []byte { return []byte("hello\nworld\n") }, "audit-X.jsonl:1 seq 1 changed", 1},
+		"everything removed":                 {func(raw []byte) []byte { return nil }, "", 1},
+		"zeros with a newline among nothing": {func(raw []byte) []byte { return append(raw, "\x00\x00\n\x00"...) }, "audit-X.jsonl:11 seq 11 changed", 11},
+	} {
+		t.Run(name, func(t *testing.T) {
+			config := audit.Config{InFlight: 8, File: &audit.File{Path: filepath.Join(t.TempDir(), "audit.jsonl")}}
+			log, path := open(t, config)
+			record(t, log, 10)
+			closeLog(t, log)
+			raw, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(path, tc.damage(raw), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			log, _ = open(t, config)
+			record(t, log, 1)
+			closeLog(t, log)
+			got := problems(verify(t, audit.VerifyOptions{}, path))
+			if i := strings.Index(got, ".jsonl"); strings.HasPrefix(got, "audit-") {
+				got = "audit-X" + got[i:]
+			}
+			got = strings.Replace(got, ".jsonl.zst", ".jsonl", 1)
+			if got != tc.want {
+				t.Errorf("verify says %q, want %q", got, tc.want)
+			}
+			n := 0
+			for _, err := range audit.Read(path) {
+				if err == nil {
+					n++
+				}
+			}
+			if n != tc.lines {
+				t.Errorf("%d events, want %d", n, tc.lines)
+			}
+		})
+	}
+}
+
+func TestReopenFindsAMovedFile(t *testing.T) {
+	log, path := open(t, audit.Config{InFlight: 8})
+	record(t, log, 5)
+	eventually(t, "all is written", healthy(log))
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := log.Reopen(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Errorf("there is no new file: %v", err)
+	}
+	record(t, log, 5)
+	closeLog(t, log)
+	if r := verify(t, audit.VerifyOptions{FromStart: true}, path, path+".1"); !r.OK() || r.Lines != 10 {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestKeepRemovesTheOldest(t *testing.T) {
+	log, path := open(t, audit.Config{File: &audit.File{MaxSize: 8 << 10, Keep: 3}})
+	record(t, log, 500)
+	eventually(t, "only three are left", func() bool {
+		rotated, _ := filepath.Glob(filepath.Join(filepath.Dir(path), "audit-*"))
+		zst, _ := filepath.Glob(filepath.Join(filepath.Dir(path), "audit-*.zst"))
+		return len(rotated) == 3 && len(zst) == 3
+	})
+	closeLog(t, log)
+	r := verify(t, audit.VerifyOptions{}, path)
+	if !r.OK() || r.Logs[0].Last != 500 || r.Logs[0].First == 1 {
+		t.Errorf("%+v", r.Logs)
+	}
+}
+
+func TestCheck(t *testing.T) {
+	for name, tc := range map[string]struct {
+		config audit.Config
+		want   []string
+	}{
+		"nowhere":   {audit.Config{}, []string{""}},
+		"bare":      {audit.Config{Stdout: true}, nil},
+		"all wrong": {audit.Config{File: &audit.File{MaxSize: 10, Keep: -1, Fsync: "often"}, OnFailure: "shrug", Claims: []string{""}, Redact: audit.Redact{Keys: []string{""}}}, []string{"file.path", "file.max_size", "file.keep", "file.fsync", "claims[0]", "redact.keys[0]", "on_failure"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got []string
+			tc.config.Check(func(path, problem string) {
+				got = append(got, path)
+				if problem == "" {
+					t.Errorf("%s: no words", path)
+				}
+			})
+			if fmt.Sprint(got) != fmt.Sprint(tc.want) {
+				t.Errorf("got %v, want %v", got, tc.want)
+			}
+		})
+	}
+}
