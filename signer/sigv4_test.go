@@ -97,6 +97,28 @@ func TestSignPublishedExamples(t *testing.T) {
 	}
 }
 
+// A key is derived for each day, in UTC, whatever zone the clock is in.
+func TestSignOverMidnight(t *testing.T) {
+	at := time.Date(2026, 11, 24, 1, 59, 59, 0, time.FixedZone("", 2*3600))
+	s := static(t, exampleKey, exampleSecret, "", "us-east-1", func() time.Time { return at })
+	sdk := v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping = true })
+	for _, step := range []time.Duration{0, time.Second, 24 * time.Hour, -24 * time.Hour, time.Hour} {
+		at = at.Add(step)
+		got, want := get(t), get(t)
+		if err := s.Sign(context.Background(), got, emptySum, forever()); err != nil {
+			t.Fatal(err)
+		}
+		want.Header.Set("X-Amz-Content-Sha256", emptySum)
+		creds := aws.Credentials{AccessKeyID: exampleKey, SecretAccessKey: exampleSecret}
+		if err := sdk.SignHTTP(context.Background(), creds, want, emptySum, "s3", "us-east-1", at); err != nil {
+			t.Fatal(err)
+		}
+		if g, w := got.Header.Get("Authorization"), want.Header.Get("Authorization"); g != w {
+			t.Errorf("at %s signed %s\nSDK %s", at, g, w)
+		}
+	}
+}
+
 // What the request has of an earlier signature, or of the client's, is replaced or gone.
 func TestSignReplacesWhatWasThere(t *testing.T) {
 	req := get(t)
@@ -147,6 +169,8 @@ func TestSignRefusesWhatWouldBeSentAsSomethingElse(t *testing.T) {
 		"short escape":       func(r *http.Request) { r.URL.RawQuery = "prefix=%2" },
 		"bad escape in name": func(r *http.Request) { r.URL.RawQuery = "%=1" },
 		"line break":         func(r *http.Request) { r.Header["X-Amz-Meta-A"] = []string{"a\r\nX-Amz-Acl: public-read"} },
+		"line feed":          func(r *http.Request) { r.Header["X-Amz-Meta-A"] = []string{"a", "b\nc"} },
+		"carriage return":    func(r *http.Request) { r.Header["X-Amz-Meta-A"] = []string{"b\rc"} },
 		"two spellings":      func(r *http.Request) { r.Header["X-Amz-Acl"], r.Header["x-amz-acl"] = []string{"a"}, []string{"b"} },
 		"host":               func(r *http.Request) { r.Host = "a\r\nb" },
 	} {
@@ -349,6 +373,13 @@ func (w *wireVerifier) verify(head []string) error {
 	slices.SortFunc(pairs, func(a, b string) int {
 		return slices.Compare(strings.SplitN(a, "=", 2), strings.SplitN(b, "=", 2))
 	})
+	// Servers differ in what they make canonical: what is sent is so already.
+	if want := strings.Join(pairs, "&"); rawQuery != want {
+		return fmt.Errorf("query %q is sent, canonical is %q", rawQuery, want)
+	}
+	if want := encodePath(path); strings.ReplaceAll(rawPath, "%2F", "/") != want {
+		return fmt.Errorf("path %q is sent, canonical is %q", rawPath, want)
+	}
 	canonical := method + "\n" + encodePath(path) + "\n" + strings.Join(pairs, "&") + "\n"
 	signed := strings.Split(names, ";")
 	if !slices.IsSorted(signed) {
