@@ -130,6 +130,10 @@ func readBuckets(b *Backend, answer *http.Response) ([]s3wire.Bucket, string, er
 
 // answerXML is a whole answer of Sluice's own.
 func (c *call) answerXML(body []byte) {
+	if err := c.journal(); err != nil {
+		c.refuse(err)
+		return
+	}
 	header := c.out.Header()
 	header.Set("Content-Type", "application/xml")
 	header.Set("Content-Length", fmt.Sprint(len(body)))

@@ -30,6 +30,8 @@ type call struct {
 	event  *audit.Event
 	start  time.Time
 
+	journalled bool
+
 	op       *s3wire.Operation
 	proof    *identity.Proof
 	backend  *Backend
@@ -138,10 +140,26 @@ func (c *call) refuse(err error) {
 	if c.out.started() {
 		panic(http.ErrAbortHandler)
 	}
+	if err := c.journal(); err != nil {
+		e, _ = translate(err)
+	}
 	if wait := retryAfter(err, e); wait > 0 {
 		c.out.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
 	}
 	s3wire.WriteError(c.out, c.in, e, c.in.URL.Path, c.event.ID)
+}
+
+// journal makes the event survive the death of the process. Nothing may leave on the request's behalf before it,
+// neither to a backend nor, so that the client and the log agree, to the client.
+func (c *call) journal() error {
+	if c.journalled {
+		return nil
+	}
+	if err := c.record.Journal(); err != nil {
+		return &unrecorded{err}
+	}
+	c.journalled = true
+	return nil
 }
 
 func (c *call) setOperation(op *s3wire.Operation) {

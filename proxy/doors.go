@@ -67,6 +67,10 @@ func (c *call) sts() {
 			return
 		}
 		c.setIdentity(proof.Identity)
+		if err := c.journal(); err != nil {
+			c.refuse(err)
+			return
+		}
 		c.event.Outcome = audit.Completed
 		writeGetCallerIdentity(c.out, proof.Identity, c.event.ID)
 		return
@@ -94,7 +98,7 @@ func (c *call) exchange(token string, request identity.IssueRequest) (*identity.
 		return nil, err
 	}
 	c.setIdentity(session.Identity)
-	return session, nil
+	return session, c.journal()
 }
 
 func (c *call) readForm() ([]byte, error) {

@@ -74,8 +74,8 @@ func (c *call) rebuild(b *Backend, body s3wire.Outbound) (*http.Request, error) 
 
 // roundTrip journals the request and sends it: from here on the backend may have acted.
 func (c *call) roundTrip(b *Backend, out *http.Request) (*http.Response, error) {
-	if err := c.record.Journal(); err != nil {
-		return nil, &unrecorded{err}
+	if err := c.journal(); err != nil {
+		return nil, err
 	}
 	ctx, end := c.span("backend")
 	answer, err := b.Transport.RoundTrip(out.WithContext(ctx))

@@ -72,13 +72,16 @@ func (s *server) ready(w http.ResponseWriter, r *http.Request) {
 	}
 	body["policy"] = state
 
+	// One issuer that is down is no reason to turn the others' users away: it is told, and the rest served.
+	auth := parts.auth.Status()
+	for _, issuer := range auth.Issuers {
+		body["issuer "+issuer.Issuer] = component{OK: issuer.Ready || auth.Ready(), Error: issuer.Error}
+	}
+	body["revocations"] = component{OK: auth.Revocations.Ready, Error: auth.Revocations.Error}
 	body["audit"] = component{OK: true}
 	if err := s.keep.audit.Health(); err != nil {
 		body["audit"] = component{Error: err.Error()}
 	}
-	// A replica that lost the store goes on with what it knows; one that never knew anything lets nobody in.
-	revocations := parts.auth.Revocations().Status()
-	body["revocations"] = component{OK: revocations.Ready, Error: revocations.Error}
 	if s.draining.Load() {
 		body["listener"] = component{Error: "draining"}
 	}

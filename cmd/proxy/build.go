@@ -52,6 +52,9 @@ func build(ctx context.Context, c *Config, keep lasting, previous *parts) (_ *pa
 	p := &parts{config: c, stop: stop}
 
 	auth := identity.Config{Issuers: c.Issuers, Sessions: c.Sessions, Revocation: c.Revocation}
+	for _, b := range c.Backends {
+		auth.CarryToken = auth.CarryToken || b.Credentials.WebIdentity != nil
+	}
 	if previous != nil {
 		auth.Previous = previous.auth
 		if previous.config.Revocation == c.Revocation {

@@ -306,18 +306,7 @@ func (c *Config) check(report func(path, text string)) {
 	}
 	c.Listen.check(under("listen"))
 	c.Admin.check(under("admin"))
-	if len(c.Issuers) == 0 {
-		report("issuers", "at least one issuer is needed, or nobody can come in")
-	}
-	seen := map[string]bool{}
-	for i := range c.Issuers {
-		at := fmt.Sprintf("issuers[%d]", i)
-		c.Issuers[i].Check(under(at))
-		if seen[c.Issuers[i].Issuer] {
-			report(at+".issuer", "named twice: give one entry all its audiences")
-		}
-		seen[c.Issuers[i].Issuer] = true
-	}
+	identity.CheckIssuers(c.Issuers, func(path, text string) { report("issuers"+path, text) })
 	c.Sessions.Check(under("sessions"))
 	c.Revocation.Check(under("revocation"))
 	c.Policy.Check(under("policy"))

@@ -22,6 +22,8 @@ type commands struct {
 	Serve       serveCommand       `cmd:"" help:"Run the proxy."`
 	Check       checkCommand       `cmd:"" help:"Look for mistakes in a configuration."`
 	Credentials credentialsCommand `cmd:"" help:"Exchange the workspace token for AWS credentials (credential_process)."`
+	Policy      policyCommands     `cmd:"" help:"Test policies."`
+	Audit       auditCommands      `cmd:"" help:"Verify the audit log."`
 	Version     versionCommand     `cmd:"" help:"Print version, commit and Go version."`
 }
 
