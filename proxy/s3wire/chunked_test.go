@@ -543,6 +543,49 @@ func TestSignedTrailerOfTheDocumentation(t *testing.T) {
 	wantBroken(t, p, chunks+"\r\n", "", "MalformedTrailerError")
 }
 
+// counting refuses the refuse-th signature it is shown.
+type counting struct{ chunks, trailers, refuse int }
+
+func (c *counting) VerifyChunk(string, [32]byte) error   { c.chunks++; return c.verdict() }
+func (c *counting) VerifyTrailer(string, [32]byte) error { c.trailers++; return c.verdict() }
+func (c *counting) verdict() error {
+	if c.chunks+c.trailers == c.refuse {
+		return errSignature
+	}
+	return nil
+}
+
+// No framing makes up for a signature: each one is shown to the verifier, and any that it refuses ends the body.
+func TestT12EverySignatureCounts(t *testing.T) {
+	data := make([]byte, 20_000)
+	crc := strings.TrimSuffix(crc32Trailer(data), "\r\n")
+	for _, c := range []struct {
+		kind             s3wire.PayloadKind
+		body             string
+		chunks, trailers int
+	}{
+		{s3wire.PayloadSigned, signedFrame(data, 8192, ""), 4, 0},
+		{s3wire.PayloadSignedTrailer, signedFrame(data, 8192, crc), 4, 1},
+		{s3wire.PayloadUnsignedTrailer, frame(data, 8192, crc+"\r\n"), 0, 0},
+	} {
+		p := s3wire.Payload{Kind: c.kind, Length: int64(len(data)), Wire: -1}
+		if c.kind != s3wire.PayloadSigned {
+			p.Trailer = "x-amz-checksum-crc32"
+		}
+		for refuse := range c.chunks + c.trailers + 1 {
+			v := &counting{refuse: refuse}
+			out, sent, err := outbound(p, c.body, v)
+			if refuse > 0 {
+				if err != errSignature || int64(len(sent)) >= out.Length {
+					t.Errorf("kind %d: signature %d refused, sent %d of %d bytes, %v", c.kind, refuse, len(sent), out.Length, err)
+				}
+			} else if err != nil || v.chunks != c.chunks || v.trailers != c.trailers {
+				t.Errorf("kind %d: verified %+v, %v", c.kind, v, err)
+			}
+		}
+	}
+}
+
 // An empty object has no last byte to hold back, so it is judged before there is anything to send.
 func TestEmptyObjectIsJudgedFirst(t *testing.T) {
 	p := s3wire.Payload{Kind: s3wire.PayloadSigned, Length: 0, Wire: -1}

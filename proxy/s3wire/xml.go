@@ -75,7 +75,17 @@ func (l *lexer) next() (token, error) {
 
 // tagEnd is the length of the tag that s begins with, -1 where there is none.
 func tagEnd(s string) int {
-	quote := byte(0)
+	end := strings.IndexByte(s, '>') + 1
+	if end == 0 {
+		return -1
+	}
+	if strings.IndexByte(s[1:end], '<') >= 0 {
+		return -1
+	}
+	if strings.IndexByte(s[:end], '"') < 0 && strings.IndexByte(s[:end], '\'') < 0 {
+		return end
+	}
+	quote := byte(0) // within quotes, > is an attribute's
 	for i := 1; i < len(s); i++ {
 		switch c := s[i]; {
 		case quote != 0:
@@ -345,24 +355,30 @@ func (s *splitter) child() (name, raw string, err error) {
 }
 
 // leafText is the text of an element that has nothing but text.
-func leafText(raw string) (string, error) {
-	s := lexer{data: raw}
+func leafText(element string) (string, error) {
+	raw, err := leafRaw(element)
+	if err != nil {
+		return "", err
+	}
+	return unescapeXML(raw)
+}
+
+// leafRaw is the same, still escaped.
+func leafRaw(element string) (string, error) {
+	s := lexer{data: element}
 	s.space()
 	t, err := s.next()
 	if err != nil || t.kind == emptyToken {
 		return "", err
 	}
 	content, err := s.next()
-	if err != nil {
+	if err != nil || content.kind == endToken {
 		return "", err
-	}
-	if content.kind == endToken {
-		return "", nil
 	}
 	if end, err := s.next(); err != nil || content.kind != textToken || end.kind != endToken {
 		return "", errXML
 	}
-	return unescapeXML(content.text)
+	return content.text, nil
 }
 
 // localName is the name that a client's parser goes by: without a prefix, and some take any case.
