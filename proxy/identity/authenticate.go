@@ -57,10 +57,10 @@ func New(ctx context.Context, c Config) (*Authenticator, error) {
 	if err := a.openIssuers(ctx, c); err != nil {
 		return nil, err
 	}
-	if a.revocations = c.Revocations; a.revocations == nil {
-		if a.revocations, err = OpenRevocations(ctx, c.Revocation, a.now); err != nil {
-			return nil, err
-		}
+	if a.revocations = c.Revocations; a.revocations != nil {
+		a.revocations.hold(ctx)
+	} else if a.revocations, err = OpenRevocations(ctx, c.Revocation, a.now); err != nil {
+		return nil, err
 	}
 	a.revocations.setIssuers(slices.Sorted(maps.Keys(a.issuers)))
 	return a, nil

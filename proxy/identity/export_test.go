@@ -1,6 +1,11 @@
 package identity
 
-import "time"
+import (
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
 
 // Timing shortens what a key set waits for.
 type Timing struct{ Cooldown, Absent, Refresh, File, Retry, Stale, Timeout time.Duration }
@@ -35,3 +40,27 @@ const RevocationLife = revocationLife
 
 // ForgetEnded does at once what happens every minute.
 func (r *Revocations) ForgetEnded() int { return r.dropEnded() }
+
+// Presets are the names of all.
+func Presets() []string { return slices.Sorted(maps.Keys(presets)) }
+
+// PresetTable is what docs/identity.md says of the presets.
+func PresetTable() []string {
+	var rows []string
+	for _, name := range Presets() {
+		row := "| `" + name + "` |"
+		preset := presets[name]
+		for _, claims := range [][]string{preset.workspace, preset.project, preset.repository, preset.user, preset.groups} {
+			var cells []string
+			for _, claim := range claims {
+				cells = append(cells, "`"+claim+"`")
+			}
+			if len(cells) == 0 {
+				cells = []string{"–"}
+			}
+			row += " " + strings.Join(cells, ", else ") + " |"
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}

@@ -76,6 +76,9 @@ type Revocations struct {
 	issuers  []string                // those that can be named; none = any
 	changes  uint64
 	ready    bool // false until what the store has is known
+	holders  int  // of contexts that have not ended
+
+	end context.CancelFunc // of what runs in the background
 
 	saving sync.Mutex // guards saved, and the file
 	saved  uint64     // of changes
@@ -100,7 +103,8 @@ type transfer struct {
 	previous, next *transfer // nil next: not in the list
 }
 
-// OpenRevocations reads what is known and follows the store until ctx ends. It does not wait for a store that cannot be
+// OpenRevocations reads what is known and follows the store until ctx ends and those of all Authenticators that use
+// it. It does not wait for a store that cannot be
 // reached; until that has been read once, Check refuses everybody with Unavailable, unless file has what was last known.
 func OpenRevocations(ctx context.Context, c RevocationConfig, now func() time.Time) (*Revocations, error) {
 	if now == nil {
@@ -125,21 +129,40 @@ func OpenRevocations(ctx context.Context, c RevocationConfig, now func() time.Ti
 			}
 		}
 		r.mu.Unlock()
-		if r.ready {
-			// Now rather than at the first revocation, so that a directory that cannot be written to is seen at the start.
-			if err := r.save(); err != nil {
-				return nil, fmt.Errorf("revocation.file: %w", err)
-			}
+		// At the start rather than at the first revocation. The file itself stays as it is: a process that is just
+		// ending may still add to it.
+		if err := probeDirectory(c.File); err != nil {
+			return nil, fmt.Errorf("revocation.file: %w", err)
 		}
 	}
+	// Values of ctx may be of use to the store; its end is what hold is for.
+	background, end := context.WithCancel(context.WithoutCancel(ctx))
+	r.end = end
 	if c.Store != "" && c.Store != "memory" {
 		var err error
-		if r.nats, err = openNATS(ctx, c.Store, r); err != nil {
+		if r.nats, err = openNATS(background, c.Store, r); err != nil {
+			end()
 			return nil, fmt.Errorf("revocation.store: %w", err)
 		}
 	}
-	go r.forget(ctx)
+	go r.forget(background)
+	r.hold(ctx)
 	return r, nil
+}
+
+// hold keeps the background going until ctx has ended and those of all others that hold it. A reload makes an
+// Authenticator under a new context before it ends the old one's.
+func (r *Revocations) hold(ctx context.Context) {
+	r.mu.Lock()
+	r.holders++
+	r.mu.Unlock()
+	context.AfterFunc(ctx, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.holders--; r.holders == 0 {
+			r.end()
+		}
+	})
 }
 
 // Revocations are those the Authenticator checks.
@@ -527,6 +550,15 @@ func replaceFile(path string, data []byte) error {
 	}
 	defer d.Close()
 	return d.Sync()
+}
+
+// probeDirectory tells whether replaceFile can work.
+func probeDirectory(path string) error {
+	probe, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.tmp")
+	if err != nil {
+		return err
+	}
+	return errors.Join(probe.Close(), os.Remove(probe.Name()))
 }
 
 // readRevocations reads the file; one that is not there has none. One that is not understood is an error: starting
