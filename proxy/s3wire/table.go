@@ -97,7 +97,7 @@ const (
 	renameIf  = "x-amz-rename-source-if-match x-amz-rename-source-if-modified-since x-amz-rename-source-if-none-match x-amz-rename-source-if-unmodified-since "
 
 	overrides = "response-cache-control response-content-disposition response-content-encoding response-content-language response-content-type response-expires "
-	listing   = "delimiter encoding-type prefix "
+	paged     = "delimiter encoding-type prefix "
 )
 
 func adds(actions string, headers string) []extra {
@@ -145,10 +145,10 @@ var table = []entry{
 	{name: "CreateSession", method: "GET", level: bucket, by: "session", headers: serviceKey + "x-amz-create-session-mode", needs: "s3express:CreateSession", unsupported: directoryBuckets},
 
 	// What is in it.
-	{name: "ListObjects", method: "GET", level: bucket, takes: listing + "marker max-keys", headers: owner + payer + "x-amz-optional-object-attributes", needs: "s3:ListBucket"},
-	{name: "ListObjectsV2", method: "GET", level: bucket, by: "list-type", takes: listing + "continuation-token fetch-owner max-keys start-after", headers: owner + payer + "x-amz-optional-object-attributes", needs: "s3:ListBucket"},
-	{name: "ListObjectVersions", method: "GET", level: bucket, by: "versions", takes: listing + "key-marker max-keys version-id-marker", headers: owner + payer + "x-amz-optional-object-attributes", needs: "s3:ListBucketVersions"},
-	{name: "ListMultipartUploads", method: "GET", level: bucket, by: "uploads", takes: listing + "key-marker max-uploads upload-id-marker", headers: owner + payer, needs: "s3:ListBucketMultipartUploads"},
+	{name: "ListObjects", method: "GET", level: bucket, takes: paged + "marker max-keys", headers: owner + payer + "x-amz-optional-object-attributes", needs: "s3:ListBucket"},
+	{name: "ListObjectsV2", method: "GET", level: bucket, by: "list-type", takes: paged + "continuation-token fetch-owner max-keys start-after", headers: owner + payer + "x-amz-optional-object-attributes", needs: "s3:ListBucket"},
+	{name: "ListObjectVersions", method: "GET", level: bucket, by: "versions", takes: paged + "key-marker max-keys version-id-marker", headers: owner + payer + "x-amz-optional-object-attributes", needs: "s3:ListBucketVersions"},
+	{name: "ListMultipartUploads", method: "GET", level: bucket, by: "uploads", takes: paged + "key-marker max-uploads upload-id-marker", headers: owner + payer, needs: "s3:ListBucketMultipartUploads"},
 	{name: "DeleteObjects", method: "POST", level: bucket, by: "delete", body: true, headers: owner + payer + checksummed + "x-amz-bypass-governance-retention x-amz-mfa", needs: "s3:DeleteObject", extras: bypassExtras},
 
 	// Its configuration.
