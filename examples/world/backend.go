@@ -2,6 +2,7 @@ package world
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -181,18 +182,46 @@ func (b *Backend) end(how func(*child) error) error {
 }
 
 // Freeze stops the server's process where it is, without closing a connection: a backend that hangs. Thaw lets it go on.
-func (b *Backend) Freeze() error { return b.signal(syscall.SIGSTOP) }
+func (b *Backend) Freeze() error {
+	pid, err := b.signal(syscall.SIGSTOP)
+	if err != nil {
+		return err
+	}
+	// The signal takes its time to reach every thread. Where there is no /proc to tell, one has to hope.
+	for deadline := time.Now().Add(5 * time.Second); running(pid); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			return fmt.Errorf("S3 server %s does not stop", b.Name)
+		}
+	}
+	return nil
+}
 
 // Thaw undoes Freeze.
-func (b *Backend) Thaw() error { return b.signal(syscall.SIGCONT) }
+func (b *Backend) Thaw() error {
+	_, err := b.signal(syscall.SIGCONT)
+	return err
+}
 
-func (b *Backend) signal(s os.Signal) error {
+func (b *Backend) signal(s os.Signal) (pid int, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.process == nil {
-		return fmt.Errorf("S3 server %s does not run", b.Name)
+		return 0, fmt.Errorf("S3 server %s does not run", b.Name)
 	}
-	return b.process.cmd.Process.Signal(s)
+	process := b.process.cmd.Process
+	return process.Pid, process.Signal(s)
+}
+
+// running tells whether any thread of a process is known not to be stopped.
+func running(pid int) bool {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, thread := range threads {
+		stat, err := os.ReadFile(thread)
+		if _, state, ok := bytes.Cut(stat, []byte(") ")); err == nil && ok && state[0] != 'T' {
+			return true
+		}
+	}
+	return false
 }
 
 // serveS3 is the child's life. It ends when its standard input does, which the system closes when the parent dies, however

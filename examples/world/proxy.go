@@ -378,16 +378,12 @@ func (p *Proxy) Events() ([]audit.Event, error) {
 	}
 	var events []audit.Event
 	for line := range bytes.Lines(data) {
-		var schema struct{ Schema string }
-		if err := json.Unmarshal(line, &schema); err != nil {
-			return nil, fmt.Errorf("%s: line %d: %w", p.AuditFile, len(events)+1, err)
-		}
-		if !strings.HasPrefix(schema.Schema, "sluice.audit/") {
-			continue // the chain's own lines
-		}
 		var e audit.Event
 		if err := json.Unmarshal(line, &e); err != nil {
 			return nil, fmt.Errorf("%s: line %d: %w", p.AuditFile, len(events)+1, err)
+		}
+		if e.Schema != audit.Schema {
+			return nil, fmt.Errorf("%s: line %d: schema %q", p.AuditFile, len(events)+1, e.Schema)
 		}
 		events = append(events, e)
 	}
@@ -429,7 +425,7 @@ const module = "github.com/sluice-s3/sluice"
 func ProxyProgram(ctx context.Context) (string, error) {
 	built.Lock()
 	defer built.Unlock()
-	if built.program != "" {
+	if _, err := os.Stat(built.program); err == nil {
 		return built.program, nil
 	}
 	program, err := buildProxy(ctx)
@@ -473,7 +469,7 @@ func buildProxy(ctx context.Context) (string, error) {
 	return keep(dir, latest)
 }
 
-// keep gives the newest build a name of its own, and removes the builds that nobody can be running any more.
+// keep gives the newest build a name of its own, and removes those that it came after, unless a test may yet run one.
 func keep(dir, latest string) (string, error) {
 	info, err := os.Stat(latest)
 	if err != nil {
@@ -488,7 +484,7 @@ func keep(dir, latest string) (string, error) {
 		return "", err
 	}
 	for _, file := range old {
-		if info, err := os.Stat(file); err == nil && file != name && time.Since(info.ModTime()) > 24*time.Hour {
+		if info, err := os.Stat(file); err == nil && file != name && time.Since(info.ModTime()) > 15*time.Minute {
 			os.Remove(file)
 		}
 	}
