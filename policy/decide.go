@@ -2,7 +2,6 @@ package policy
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,16 +27,15 @@ type answer struct {
 }
 
 // decide asks about every access and joins the answers.
-func (s *snapshot) decide(ctx context.Context, q *Question) (*Decision, error) {
+func (s *snapshot) decide(e *evaluation, q *Question) (*Decision, error) {
 	if err := q.check(); err != nil {
 		return nil, err
 	}
-	e := newEvaluation(ctx, q)
 	operation, request := stringTerm(q.Operation), requestTerm(q.Request)
 	answers := make([]answer, len(q.Accesses))
 	for i := range q.Accesses {
 		input := accessInput(&q.Accesses[i], operation, q.Subject.identity, request)
-		if err := s.ask(ctx, e, input, &answers[i]); err != nil {
+		if err := s.ask(e, input, &answers[i]); err != nil {
 			return nil, fmt.Errorf("decide %s by policy %s: %w", q.Accesses[i].Action, s.revision, err)
 		}
 	}
@@ -45,17 +43,16 @@ func (s *snapshot) decide(ctx context.Context, q *Question) (*Decision, error) {
 }
 
 // allowed asks about every access by itself.
-func (s *snapshot) allowed(ctx context.Context, q *Question) ([]bool, error) {
+func (s *snapshot) allowed(e *evaluation, q *Question) ([]bool, error) {
 	if err := q.check(); err != nil {
 		return nil, err
 	}
-	e := newEvaluation(ctx, q)
 	operation, request := stringTerm(q.Operation), requestTerm(q.Request)
 	allowed := make([]bool, len(q.Accesses))
 	for i := range q.Accesses {
 		var a answer
 		input := accessInput(&q.Accesses[i], operation, q.Subject.identity, request)
-		if err := s.askAllow(ctx, e, input, topdown.NewVirtualCache(), &a); err != nil {
+		if err := s.askAllow(e, input, topdown.NewVirtualCache(), &a); err != nil {
 			return nil, fmt.Errorf("decide %s by policy %s: %w", q.Accesses[i].Action, s.revision, err)
 		}
 		allowed[i] = a.allow
@@ -78,19 +75,19 @@ func (q *Question) check() error {
 }
 
 // ask evaluates the rules for one access. The three queries share what they evaluate of the policy's helpers.
-func (s *snapshot) ask(ctx context.Context, e *evaluation, input *ast.Term, a *answer) error {
+func (s *snapshot) ask(e *evaluation, input *ast.Term, a *answer) error {
 	cache := topdown.NewVirtualCache()
-	if err := s.askAllow(ctx, e, input, cache, a); err != nil {
+	if err := s.askAllow(e, input, cache, a); err != nil {
 		return err
 	}
 	if a.allow && s.terms != nil {
-		if err := s.run(ctx, s.terms, e, input, cache, a.readTerm); err != nil {
+		if err := s.run(s.terms, e, input, cache, a.readTerm); err != nil {
 			return err
 		}
 	}
 	// After the terms: those that are not understood refuse too.
 	if !a.allow && s.reasons != nil {
-		err := s.run(ctx, s.reasons, e, input, cache, func(_ string, v ast.Value) {
+		err := s.run(s.reasons, e, input, cache, func(_ string, v ast.Value) {
 			list, err := stringSet(v)
 			if err != nil {
 				list = []string{"policy: reasons: " + err.Error()}
@@ -106,9 +103,9 @@ func (s *snapshot) ask(ctx context.Context, e *evaluation, input *ast.Term, a *a
 }
 
 // askAllow sets a.allow, and with it the reasons that `deny` gives.
-func (s *snapshot) askAllow(ctx context.Context, e *evaluation, input *ast.Term, cache topdown.VirtualCache, a *answer) error {
+func (s *snapshot) askAllow(e *evaluation, input *ast.Term, cache topdown.VirtualCache, a *answer) error {
 	allow, denied := false, false
-	err := s.run(ctx, s.allow, e, input, cache, func(name string, v ast.Value) {
+	err := s.run(s.allow, e, input, cache, func(name string, v ast.Value) {
 		switch name {
 		case ruleAllow.name:
 			// Only the literal true: not "true", not 1, not a set that happens to have members.

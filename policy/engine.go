@@ -12,7 +12,8 @@ import (
 type Engine struct {
 	entrypoint string
 	source     source
-	shadow     *Engine // nil where none is configured
+	deadline   time.Duration // of one question's evaluation
+	shadow     *Engine       // nil where none is configured
 	onReload   func(Status)
 	current    atomic.Pointer[snapshot]
 	watching   sync.WaitGroup
@@ -45,10 +46,19 @@ func Open(ctx context.Context, c Config, onReload func(Status)) (*Engine, error)
 	if err != nil {
 		return nil, err
 	}
-	if err := e.Reload(ctx); err != nil && e.current.Load() == nil {
+	if c.Shadow != nil {
+		e.shadow = newShadow(e, *c.Shadow)
+	}
+	if err := e.reload(ctx); err != nil && e.current.Load() == nil {
 		return nil, err
 	}
-	e.watching.Go(func() { e.source.watch(ctx, func() { e.Reload(ctx) }) })
+	e.watching.Go(func() { e.source.watch(ctx, func() { e.reload(ctx) }) })
+	if e.shadow != nil && e.shadow.source != nil {
+		e.watching.Go(func() {
+			e.shadow.reload(ctx)
+			e.shadow.source.watch(ctx, func() { e.shadow.reload(ctx) })
+		})
+	}
 	return e, nil
 }
 
@@ -56,7 +66,7 @@ func Open(ctx context.Context, c Config, onReload func(Status)) (*Engine, error)
 func (e *Engine) Wait() { e.watching.Wait() }
 
 func newEngine(c Config, onReload func(Status)) (*Engine, error) {
-	e := &Engine{entrypoint: c.entrypoint(), onReload: onReload}
+	e := &Engine{entrypoint: c.entrypoint(), onReload: onReload, deadline: evalDeadline}
 	switch {
 	case c.Dir != "":
 		e.source = &dirSource{dir: c.Dir, offer: e.offer}
@@ -79,7 +89,11 @@ func (e *Engine) Decide(ctx context.Context, q *Question) (*Decision, error) {
 	if s == nil {
 		return nil, errNoPolicy
 	}
-	return s.decide(ctx, q)
+	d, err := s.decide(newEvaluation(ctx, q, e.deadline), q)
+	if err == nil && e.shadow != nil {
+		d.Shadow = e.shadow.shadowOf(ctx, q, d)
+	}
+	return d, err
 }
 
 // Allowed reports for each of the accesses by itself whether it is allowed (ListBuckets, listings).
@@ -88,7 +102,7 @@ func (e *Engine) Allowed(ctx context.Context, q *Question) ([]bool, error) {
 	if s == nil {
 		return nil, errNoPolicy
 	}
-	return s.allowed(ctx, q)
+	return s.allowed(newEvaluation(ctx, q, e.deadline), q)
 }
 
 // Status is the health of the policy.
@@ -97,13 +111,19 @@ type Status struct {
 	Loaded   time.Time // when the policy in force was loaded
 	Checked  time.Time // when its source last had no other: how old the policy may be
 	Err      error     // why the newest could not be loaded; nil = in force
+	Shadow   *Status   // nil where no shadow policy is configured
 }
 
 // Status tells what is in force now.
 func (e *Engine) Status() Status {
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.status()
+	st := e.status()
+	e.mu.Unlock()
+	if e.shadow != nil {
+		shadow := e.shadow.Status()
+		st.Shadow = &shadow
+	}
+	return st
 }
 
 func (e *Engine) status() Status {
@@ -114,8 +134,20 @@ func (e *Engine) status() Status {
 	return st
 }
 
-// Reload loads the policy again now; the old one stays in force where that fails.
+// Reload loads the policy again now; the old one stays in force where that fails. The shadow is loaded too, but
+// what becomes of it is told by Status alone.
 func (e *Engine) Reload(ctx context.Context) error {
+	err := e.reload(ctx)
+	if e.shadow != nil {
+		e.shadow.reload(ctx)
+	}
+	return err
+}
+
+func (e *Engine) reload(ctx context.Context) error {
+	if e.source == nil {
+		return errNoPolicy
+	}
 	e.loading.Lock()
 	defer e.loading.Unlock()
 	err := e.source.load(ctx)
@@ -149,10 +181,9 @@ func (e *Engine) report(s *snapshot, err error) {
 	if err == nil {
 		e.checked = time.Now()
 	}
-	status := e.status()
 	e.mu.Unlock()
 	if news && e.onReload != nil {
-		e.onReload(status)
+		e.onReload(e.Status())
 	}
 }
 

@@ -16,7 +16,8 @@ type Config struct {
 	OPA map[string]any `yaml:"opa"`
 	// Entrypoint is the path of the package that decides. [s3/authz]
 	Entrypoint string `yaml:"entrypoint"`
-	// Shadow is a second source: evaluated beside this one and recorded, never obeyed.
+	// Shadow is a second source: evaluated beside this one and recorded, never obeyed. Its entrypoint is this one's
+	// unless it has its own.
 	Shadow *Config `yaml:"shadow"`
 }
 
@@ -122,7 +123,8 @@ type Limits struct {
 	MaxObjectBytes    int64
 }
 
-// ShadowDecision is what the candidate policy would have said.
+// ShadowDecision is what the candidate policy would have said. It differs where it would have decided an access
+// otherwise, or allowed it on other terms.
 type ShadowDecision struct {
 	Allow    bool     `json:"allow"`
 	Differs  bool     `json:"differs"`

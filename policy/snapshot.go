@@ -322,7 +322,7 @@ func alwaysDefined(rules []*ast.Rule) bool {
 }
 
 // run evaluates the query for one input and gives each defined rule's value to found.
-func (s *snapshot) run(ctx context.Context, q *query, e *evaluation, input *ast.Term, cache topdown.VirtualCache, found func(name string, value ast.Value)) error {
+func (s *snapshot) run(q *query, e *evaluation, input *ast.Term, cache topdown.VirtualCache, found func(name string, value ast.Value)) error {
 	t := topdown.NewQuery(q.body).
 		WithQueryCompiler(q.compiler).
 		WithCompiler(s.compiler).
@@ -339,7 +339,7 @@ func (s *snapshot) run(ctx context.Context, q *query, e *evaluation, input *ast.
 		t = t.WithQueryTracer(e.tracer)
 	}
 	answers := 0
-	err := t.Iter(ctx, func(result topdown.QueryResult) error {
+	err := t.Iter(e.ctx, func(result topdown.QueryResult) error {
 		answers++
 		for i, r := range q.rules {
 			term, ok := result[ast.Var(r.name)]
@@ -359,10 +359,10 @@ func (s *snapshot) run(ctx context.Context, q *query, e *evaluation, input *ast.
 		return nil
 	})
 	switch {
-	case topdown.IsCancel(err) && ctx.Err() != nil:
-		return ctx.Err()
+	case topdown.IsCancel(err) && e.ctx.Err() != nil:
+		return e.ctx.Err()
 	case topdown.IsCancel(err):
-		return fmt.Errorf("policy took longer than %v to decide", evalDeadline)
+		return fmt.Errorf("policy took longer than %v to decide", e.ends.Sub(e.began))
 	case err != nil:
 		return err
 	case answers != 1:
@@ -371,24 +371,28 @@ func (s *snapshot) run(ctx context.Context, q *query, e *evaluation, input *ast.
 	return nil
 }
 
-// evalDeadline bounds the evaluation of one question. Starter policies take microseconds: what takes this long
-// does not end.
-const evalDeadline = time.Second
+// Deadlines bound the evaluation of one question. Starter policies take microseconds: what takes this long does not
+// end. A shadow has less, for its time is the request's.
+const (
+	evalDeadline   = time.Second
+	shadowDeadline = 50 * time.Millisecond
+)
 
 // evaluation is what the queries of one question share. It is their topdown.Cancel: evaluation asks it at every
 // step, so neither a timer nor a goroutine is needed to end one.
 type evaluation struct {
 	ctx    context.Context
 	now    time.Time // what time.now_ns() says: the request's time, so that a replay decides the same
+	began  time.Time
 	ends   time.Time
 	steps  uint
 	ended  bool
 	tracer topdown.QueryTracer
 }
 
-func newEvaluation(ctx context.Context, q *Question) *evaluation {
+func newEvaluation(ctx context.Context, q *Question, deadline time.Duration) *evaluation {
 	now := time.Now()
-	e := &evaluation{ctx: ctx, now: now, ends: now.Add(evalDeadline)}
+	e := &evaluation{ctx: ctx, now: now, began: now, ends: now.Add(deadline)}
 	if q.Request != nil && !q.Request.Time.IsZero() {
 		e.now = q.Request.Time
 	}
