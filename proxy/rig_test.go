@@ -49,7 +49,7 @@ reasons contains sprintf("project %s works below %s", [input.identity.attributes
 
 // rig is a proxy in this process, between a client and backends that record what reaches them.
 type rig struct {
-	t        *testing.T
+	t        testing.TB
 	URL      string
 	issuer   *oidctest.Issuer
 	backend  *s3test.Backend
@@ -70,7 +70,7 @@ type rigOptions struct {
 	audit     func(*audit.Config)
 }
 
-func newRig(t *testing.T, o rigOptions) *rig {
+func newRig(t testing.TB, o rigOptions) *rig {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
@@ -124,7 +124,7 @@ func newRig(t *testing.T, o rigOptions) *rig {
 }
 
 // backendFor signs with the key that s3test knows.
-func backendFor(t *testing.T, name, endpoint string, buckets ...string) proxy.Backend {
+func backendFor(t testing.TB, name, endpoint string, buckets ...string) proxy.Backend {
 	t.Helper()
 	id, secret := filepath.Join(t.TempDir(), "id"), filepath.Join(t.TempDir(), "secret")
 	must(t, os.WriteFile(id, []byte(s3test.Key.AccessKeyID), 0o600))
@@ -269,7 +269,7 @@ func (s *syncBuffer) String() string {
 }
 
 // check holds an event to what is expected of it, field by field.
-func check(t *testing.T, e audit.Event, want map[string]any) {
+func check(t testing.TB, e audit.Event, want map[string]any) {
 	t.Helper()
 	text, err := json.Marshal(e)
 	must(t, err)
@@ -294,7 +294,7 @@ func trust(cidrs ...string) func(*proxy.Config) {
 	}
 }
 
-func revoke(t *testing.T, r *rig, session string) {
+func revoke(t testing.TB, r *rig, session string) {
 	t.Helper()
 	_, err := r.auth.Revocations().Add(t.Context(), identity.Revocation{Issuer: r.issuer.URL(), Session: session})
 	must(t, err)
