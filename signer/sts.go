@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
@@ -138,7 +140,8 @@ func (c *credentials) Retrieve(context.Context) (aws.Credentials, error) {
 }
 
 func (s *stsSource) assumeRole(ctx context.Context, o *order, now time.Time) (*credentials, *Error) {
-	if e := checkPolicy(o.policy); e != nil {
+	policy, e := sessionPolicy(o.policy)
+	if e != nil {
 		return nil, e
 	}
 	in := &sts.AssumeRoleInput{
@@ -146,7 +149,7 @@ func (s *stsSource) assumeRole(ctx context.Context, o *order, now time.Time) (*c
 		RoleSessionName: aws.String(o.persona.name),
 		DurationSeconds: aws.Int32(int32(o.asked(now) / time.Second)),
 		ExternalId:      unlessEmpty(s.externalID),
-		Policy:          unlessEmpty(o.policy),
+		Policy:          policy,
 		SourceIdentity:  unlessEmpty(o.persona.source),
 	}
 	for _, t := range o.persona.tags {
@@ -169,7 +172,8 @@ func (s *stsSource) assumeRole(ctx context.Context, o *order, now time.Time) (*c
 }
 
 func (s *stsSource) webIdentity(ctx context.Context, o *order, now time.Time) (*credentials, *Error) {
-	if e := checkPolicy(o.policy); e != nil {
+	policy, e := sessionPolicy(o.policy)
+	if e != nil {
 		return nil, e
 	}
 	api, e := s.service(ctx)
@@ -180,7 +184,7 @@ func (s *stsSource) webIdentity(ctx context.Context, o *order, now time.Time) (*
 		RoleArn:          aws.String(o.role),
 		RoleSessionName:  aws.String(o.persona.name),
 		DurationSeconds:  aws.Int32(int32(o.asked(now) / time.Second)),
-		Policy:           unlessEmpty(o.policy),
+		Policy:           policy,
 		WebIdentityToken: aws.String(o.token),
 	})
 	if err != nil {
@@ -214,21 +218,34 @@ func taken(c *types.Credentials, now time.Time, asked time.Duration) (*credentia
 	return out, nil
 }
 
-// checkPolicy tells early what STS would refuse.
-func checkPolicy(policy string) *Error {
+// sessionPolicy is policy as STS takes it, or what is wrong with it. STS takes no character beyond Latin-1, so all but
+// ASCII is escaped: in JSON, it can only be inside strings.
+func sessionPolicy(policy string) (*string, *Error) {
 	const most = 2048
+	if policy == "" {
+		return nil, nil
+	}
 	var doc map[string]json.RawMessage
-	switch {
-	case policy == "":
-		return nil
-	case len(policy) > most:
-		return &Error{Kind: Denied, Message: fmt.Sprintf("policy's session_policy is %d characters long, and AWS takes %d", len(policy), most),
-			Hint: "say it with wildcards, or put it into the role's own policy with session tags"}
-	case json.Unmarshal([]byte(policy), &doc) != nil:
-		return &Error{Kind: Denied, Message: "policy's session_policy is not a JSON object",
+	if err := json.Unmarshal([]byte(policy), &doc); err != nil || doc == nil || !utf8.ValidString(policy) {
+		return nil, &Error{Kind: Denied, Message: "policy's session_policy is not a JSON object",
 			Hint: "session_policy must be an IAM policy document"}
 	}
-	return nil
+	var out strings.Builder
+	for _, r := range policy {
+		if r < utf8.RuneSelf {
+			out.WriteRune(r)
+			continue
+		}
+		for _, unit := range utf16.AppendRune(nil, r) {
+			fmt.Fprintf(&out, `\u%04x`, unit)
+		}
+	}
+	if out.Len() > most {
+		return nil, &Error{Kind: Denied, Message: fmt.Sprintf("policy's session_policy is %d characters long, and AWS takes %d", out.Len(), most),
+			Hint: "say it with wildcards, or put it into the role's own policy with session tags"}
+	}
+	text := out.String()
+	return &text, nil
 }
 
 // newHTTPClient makes the client for STS. It follows no redirect: a request for credentials goes where it was sent.

@@ -2,9 +2,12 @@ package signer_test
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -123,12 +126,24 @@ func TestOddAnswersOfSTS(t *testing.T) {
 func TestBadSessionPolicyIsNotSent(t *testing.T) {
 	s := newSTS(t)
 	sig := s.signer(t, s.assume(t), signer.Options{})
-	for _, policy := range []string{"{", "[]", "null x", `"s"`, `{"a":"` + strings.Repeat("x", 2048) + `"}`} {
+	for _, policy := range []string{"{", "[]", "null", "null x", `"s"`, "{\"a\":\"\xff\"}", `{"a":"` + strings.Repeat("x", 2048) + `"}`, `{"a":"` + strings.Repeat("ü", 400) + `"}`} {
 		err := sig.Sign(context.Background(), get(t), "UNSIGNED-PAYLOAD", signer.As{Principal: s.workspace("w"), SessionPolicy: policy})
 		wantKind(t, err, signer.Denied)
 	}
 	if s.count() != 0 {
 		t.Error("STS was asked")
+	}
+
+	// STS takes Latin-1 only; JSON can say the rest.
+	const policy = `{"Resource":"arn:aws:s3:::b/漢字/ü/😀/*"}`
+	accessKey(t, sig, signer.As{Principal: s.workspace("w"), SessionPolicy: policy})
+	sent := s.last().Get("Policy")
+	var got, want any
+	if err := errors.Join(json.Unmarshal([]byte(sent), &got), json.Unmarshal([]byte(policy), &want)); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("sent %s, %v", sent, err)
+	}
+	if !plain(sent) {
+		t.Errorf("sent %s", sent)
 	}
 }
 

@@ -19,11 +19,13 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 
+	"github.com/sluice-s3/sluice/examples/world"
 	"github.com/sluice-s3/sluice/signer"
 )
 
 // What this machine's environment says of AWS is none of the tests' business.
 func TestMain(m *testing.M) {
+	world.Main()
 	for _, v := range os.Environ() {
 		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "AWS_") {
 			os.Unsetenv(name)
