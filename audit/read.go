@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Read yields the events of logs, oldest first. A path is a log (its rotated files come with it), one of its
@@ -20,7 +21,7 @@ import (
 // read one after the other. Lines that are no events are errors, after which Read goes on.
 func Read(paths ...string) iter.Seq2[*Event, error] {
 	return func(yield func(*Event, error) bool) {
-		for line, err := range readLines(paths) {
+		for line, err := range readLines(paths, time.Time{}) {
 			var ev *Event
 			if err == nil {
 				ev = new(Event)
@@ -42,8 +43,9 @@ type textLine struct {
 	text   []byte
 }
 
-// readLines yields the lines of logs. An unfinished last line is left out: it is being written.
-func readLines(paths []string) iter.Seq2[textLine, error] {
+// readLines yields the lines of logs, leaving out files that were done before since. An unfinished last line is left
+// out: it is being written.
+func readLines(paths []string, since time.Time) iter.Seq2[textLine, error] {
 	return func(yield func(textLine, error) bool) {
 		logs, err := findLogs(paths)
 		if err != nil {
@@ -52,6 +54,10 @@ func readLines(paths []string) iter.Seq2[textLine, error] {
 		}
 		for _, log := range logs {
 			for _, f := range log.files {
+				// A line is written after its event's time.
+				if info, err := os.Stat(f.path); err == nil && info.ModTime().Before(since.Add(-time.Minute)) {
+					continue
+				}
 				if !readFile(f.path, yield) {
 					return
 				}

@@ -121,8 +121,10 @@ func replaceKey(s, key, with string) string {
 // the events of a known key by it.
 func HashKey(key string) string {
 	sum := sha256.Sum256([]byte(key))
-	return "sha256:" + hex.EncodeToString(sum[:])
+	return hashPrefix + hex.EncodeToString(sum[:])
 }
+
+const hashPrefix = "sha256:"
 
 // Free texts are the one place where a credential could come in by accident: a client that puts its token in
 // its user agent, a library's error that quotes a URL.

@@ -1,0 +1,148 @@
+package audit
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+)
+
+// follower reads the lines of a log from one on, in order, over rotations, as they are written.
+type follower struct {
+	path string
+	next uint64 // the number of the line that is wanted next; 0 = the oldest there is
+	lost uint64 // lines that were wanted and are nowhere, since the last look
+
+	r       io.ReadCloser // nil = a file is to be found
+	lines   *lineReader
+	live    os.FileInfo // r is what is written; nil = it was rotated away, and ends
+	last    bool        // r was rotated away while it was read: its end is the end
+	first   uint64      // number of r's first line
+	done    uint64      // first of the file that was read to its end
+	offered int64       // bytes of r read, where it is live
+}
+
+// read returns the next line, good until read is called again; io.EOF = there is none yet. After another error it
+// may be called again.
+func (f *follower) read() (line []byte, seq uint64, err error) {
+	for {
+		if f.r == nil {
+			if err := f.find(); err != nil {
+				return nil, 0, err
+			}
+		}
+		line, err := f.lines.next()
+		switch {
+		case err == nil:
+			f.offered += int64(len(line)) + 1
+			seq, _, ok := lineSeq(line)
+			if !ok {
+				continue // verify's business
+			}
+			if f.first == 0 {
+				f.first = seq
+			}
+			if seq < f.next {
+				continue
+			}
+			if f.next != 0 {
+				f.lost += seq - f.next
+			}
+			f.next = seq + 1
+			return line, seq, nil
+		case err != io.EOF && err != errUnfinished:
+			// The rest of the file is lost; go on with the next one.
+			path := f.path
+			f.finish()
+			return nil, 0, fmt.Errorf("read the audit log %s: %w", path, err)
+		case f.live == nil || f.last:
+			f.finish()
+		default:
+			named, err := os.Stat(f.path)
+			switch {
+			case err == nil && os.SameFile(named, f.live) && named.Size() >= f.offered:
+				return nil, 0, io.EOF
+			case err == nil && os.SameFile(named, f.live):
+				f.close() // cut by somebody: begin it again
+			case err == nil || errors.Is(err, fs.ErrNotExist):
+				f.last = true // what was written before it was put away is still to be read
+			default:
+				return nil, 0, err
+			}
+		}
+	}
+}
+
+// find opens the file that holds the line wanted next.
+func (f *follower) find() error {
+	// In this order: what is rotated away in between is then there twice, and not nowhere.
+	current, err := os.Open(f.path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	files, err := rotatedFiles(f.path)
+	if err != nil {
+		if current != nil {
+			current.Close()
+		}
+		return err
+	}
+	if current != nil {
+		first, err := firstSeqOf(current)
+		if err != nil {
+			current.Close()
+			return err
+		}
+		files = append(files, logFile{path: f.path, firstSeq: first})
+	}
+	// The last one that begins at or before the line, or else the oldest one.
+	at := -1
+	for i, file := range files {
+		if file.firstSeq != 0 && (at < 0 || file.firstSeq <= f.next) {
+			at = i
+		}
+	}
+	if at >= 0 && f.done != 0 && files[at].firstSeq == f.done {
+		at++ // it has been read: what is wanted will be in the one after
+	}
+	if at < 0 && current != nil {
+		at = len(files) - 1 // empty
+	}
+	if at < 0 || at == len(files) {
+		if current != nil {
+			current.Close()
+		}
+		return io.EOF
+	}
+	if f.first, f.last, f.offered = 0, false, 0; current != nil && at == len(files)-1 {
+		if f.live, err = current.Stat(); err != nil {
+			current.Close()
+			return err
+		}
+		f.r = current
+	} else {
+		if current != nil {
+			current.Close()
+		}
+		if f.r, err = openLog(files[at].path); err != nil {
+			f.r, f.done = nil, files[at].firstSeq
+			return err
+		}
+		f.live = nil
+	}
+	f.lines = newLineReader(f.r)
+	return nil
+}
+
+func (f *follower) finish() {
+	f.done = f.first
+	f.close()
+}
+
+func (f *follower) close() {
+	if f.r != nil {
+		f.r.Close()
+		f.r = nil
+	}
+}
