@@ -165,6 +165,17 @@ func TestNoBaseCredentials(t *testing.T) {
 	}
 }
 
+// Without sts_endpoint, STS is where the SDK's own settings have it.
+func TestEndpointOfTheEnvironment(t *testing.T) {
+	s := newSTS(t)
+	conf := s.assume(t)
+	conf.STSEndpoint = ""
+	t.Setenv("AWS_ENDPOINT_URL_STS", s.URL)
+	if got := accessKey(t, s.signer(t, conf, signer.Options{}), signer.As{Principal: s.workspace("w")}); got != "ASIA000001" {
+		t.Errorf("signed as %s", got)
+	}
+}
+
 func TestOnRefreshAndStats(t *testing.T) {
 	s := newSTS(t)
 	type told struct {
