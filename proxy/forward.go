@@ -49,6 +49,7 @@ func (c *call) rebuild(b *Backend, body s3wire.Outbound) (*http.Request, error) 
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}).WithContext(c.ctx)
 	c.op.WriteHeader(out.Header)
+	lowerMetadata(out.Header)
 	for name, value := range body.Header {
 		out.Header.Set(name, value)
 	}
@@ -201,6 +202,18 @@ func copyHeader(to, from http.Header) {
 			continue
 		}
 		to[name] = values
+	}
+	lowerMetadata(to)
+}
+
+// lowerMetadata writes the names of user metadata in lower case, both ways. They have no case in S3, which answers so;
+// but backends keep names, and clients hand them to programs, as they come, and Go's are not as clients wrote them.
+func lowerMetadata(h http.Header) {
+	for name, values := range h {
+		if strings.HasPrefix(name, "X-Amz-Meta-") {
+			delete(h, name)
+			h[strings.ToLower(name)] = values
+		}
 	}
 }
 
