@@ -282,7 +282,7 @@ func (u *unframer) readTrailer() error {
 
 // trailerLine is a line without its end, minio-go's included.
 func (u *unframer) trailerLine() ([]byte, error) {
-	line, err := u.rawLine()
+	line, err := u.line()
 	if err != nil {
 		return nil, err
 	}
@@ -295,16 +295,8 @@ func (u *unframer) trailerLine() ([]byte, error) {
 	return line, nil
 }
 
+// line reads up to CRLF, and yields what is before it until the next call.
 func (u *unframer) line() ([]byte, error) {
-	line, err := u.rawLine()
-	if err == nil && bytes.ContainsAny(line, "\r\n") {
-		err = errorf("IncompleteBody", "lines of aws-chunked framing end in CR LF, and have neither of them elsewhere")
-	}
-	return line, err
-}
-
-// rawLine reads up to CRLF, and yields what is before it until the next call.
-func (u *unframer) rawLine() ([]byte, error) {
 	for seen := 0; ; {
 		have := u.buf[u.r:u.w]
 		if i := bytes.Index(have[seen:], []byte("\r\n")); i >= 0 && seen+i <= maxLine {

@@ -260,8 +260,9 @@ func TestPayloadRefusedBeforeItsBody(t *testing.T) {
 // A client that goes away is not a client that framed its body wrongly: the proxy records another outcome.
 func TestClientsOwnErrorComesThrough(t *testing.T) {
 	gone := errors.New("connection reset")
-	whole := frame(bytes.Repeat([]byte("a"), 20000), 8192, crc32Trailer(bytes.Repeat([]byte("a"), 20000)))
-	for cut := range len(whole) + 1 {
+	data := bytes.Repeat([]byte("a"), 20000)
+	whole := frame(data, 8192, crc32Trailer(data))
+	for _, cut := range cuts(whole + "!") {
 		out, err := trailerPayload(20000).Outbound(io.MultiReader(strings.NewReader(whole[:cut]), iotest.ErrReader(gone)), nil, false)
 		if err != nil {
 			t.Fatal(err)
@@ -272,25 +273,38 @@ func TestClientsOwnErrorComesThrough(t *testing.T) {
 	}
 }
 
+// cuts is every place to cut a body at, but for those in the midst of a chunk's data, which are all alike.
+func cuts(body string) (at []int) {
+	for i := range body {
+		if near := body[max(0, i-100):min(len(body), i+100)]; strings.Trim(near, near[:1]) != "" {
+			at = append(at, i)
+		}
+	}
+	return at
+}
+
 func TestT13CutAtEveryByte(t *testing.T) {
-	data := bytes.Repeat([]byte("0123456789abcdef"), 520) // a chunk, and a little
-	trailing := crc32Trailer(data)
-	unsigned := frame(data, 8192, trailing)
-	signed := signedFrame(data, 8192, "")
-	signedTrailer := signedFrame(data, 8192, strings.TrimSuffix(trailing, "\r\n"))
-	for cut := range len(unsigned) {
-		wantBroken(t, trailerPayload(len(data)), unsigned[:cut], "", "IncompleteBody")
-	}
-	for cut := range len(signed) {
-		wantBroken(t, s3wire.Payload{Kind: s3wire.PayloadSigned, Length: int64(len(data)), Wire: -1}, signed[:cut], "", "IncompleteBody")
-	}
-	p := trailerPayload(len(data))
-	p.Kind = s3wire.PayloadSignedTrailer
-	for cut := range len(signedTrailer) {
-		wantBroken(t, p, signedTrailer[:cut], docSeed, "IncompleteBody")
-	}
-	if _, _, err := outbound(p, signedTrailer, newSignatures(docSeed)); err != nil {
-		t.Errorf("whole: %v", err)
+	for _, data := range []string{"", "a", "hello", strings.Repeat("a", 8192), strings.Repeat("a", 8200), strings.Repeat("a", 20000)} {
+		data := []byte(data)
+		crc := crc32Trailer(data)
+		p := s3wire.Payload{Kind: s3wire.PayloadSigned, Length: int64(len(data)), Wire: -1}
+		signed := signedFrame(data, 8192, "")
+		for _, cut := range cuts(signed) {
+			wantBroken(t, p, signed[:cut], "", "IncompleteBody")
+		}
+		p.Kind, p.Trailer = s3wire.PayloadUnsignedTrailer, "x-amz-checksum-crc32"
+		unsigned := frame(data, 8192, crc)
+		for _, cut := range cuts(unsigned) {
+			wantBroken(t, p, unsigned[:cut], "", "IncompleteBody")
+		}
+		p.Kind = s3wire.PayloadSignedTrailer
+		signed = signedFrame(data, 8192, strings.TrimSuffix(crc, "\r\n"))
+		for _, cut := range cuts(signed) {
+			wantBroken(t, p, signed[:cut], docSeed, "IncompleteBody")
+		}
+		if _, _, err := outbound(p, signed, newSignatures(docSeed)); err != nil {
+			t.Errorf("whole: %v", err)
+		}
 	}
 }
 
