@@ -158,9 +158,8 @@ func parseConfig(text []byte, env func(string) (string, bool)) (*Config, []Probl
 	expanded := expand(tree, "", env, report)
 
 	c := &Config{}
-	var used mapstructure.Metadata
 	decoder, err := mapstructure.NewDecoder(&mapstructure.DecoderConfig{
-		Result: c, TagName: "yaml", Metadata: &used,
+		Result: c, TagName: "yaml",
 		MatchName: func(key, field string) bool { return key == field },
 		DecodeHook: mapstructure.ComposeDecodeHookFunc(
 			durations, mapstructure.TextUnmarshallerHookFunc(),
@@ -180,13 +179,44 @@ func parseConfig(text []byte, env func(string) (string, bool)) (*Config, []Probl
 			}
 		}
 	}
-	for _, path := range used.Unused {
-		report(path, "unknown key; see the README for the keys there are")
-	}
+	unknownKeys(expanded, reflect.TypeFor[Config](), "", report)
 	c.setDefaults()
 	c.check(report)
 	slices.SortStableFunc(problems, func(a, b Problem) int { return strings.Compare(a.Path, b.Path) })
 	return c, slices.Compact(problems)
+}
+
+// unknownKeys reports every key that no field takes. The decoder's own list leaves out those beside a value that does
+// not decode.
+func unknownKeys(value any, to reflect.Type, path string, report func(path, text string)) {
+	for to.Kind() == reflect.Pointer {
+		to = to.Elem()
+	}
+	switch v := value.(type) {
+	case []any:
+		if to.Kind() == reflect.Slice {
+			for i, below := range v {
+				unknownKeys(below, to.Elem(), fmt.Sprintf("%s[%d]", path, i), report)
+			}
+		}
+	case map[string]any:
+		if to.Kind() != reflect.Struct {
+			return // its keys are the user's
+		}
+		fields := map[string]reflect.Type{}
+		for field := range to.Fields() {
+			if name, _, _ := strings.Cut(field.Tag.Get("yaml"), ","); name != "" && name != "-" {
+				fields[name] = field.Type
+			}
+		}
+		for key, below := range v {
+			if field, ok := fields[key]; ok {
+				unknownKeys(below, field, join(path, key), report)
+			} else {
+				report(join(path, key), "unknown key; docs/configuration.md lists the keys there are")
+			}
+		}
+	}
 }
 
 // flatten lists the errors that were joined into err.
