@@ -147,14 +147,10 @@ func (h *headers) read(r http.Header, q *query) error {
 		}
 	}
 	for _, hoisted := range q.hoisted {
-		name := textproto.CanonicalMIMEHeaderKey(hoisted.name)
-		if _, both := r[name]; both {
-			return errorf("InvalidRequest", "%s is both a header and a query parameter", quote(hoisted.name))
-		}
 		if strings.TrimSpace(hoisted.value) != hoisted.value {
 			return errorf("InvalidArgument", "query parameter %s begins or ends with white space", quote(hoisted.name))
 		}
-		if err := h.take(name, []string{hoisted.value}); err != nil {
+		if err := h.take(textproto.CanonicalMIMEHeaderKey(hoisted.name), []string{hoisted.value}); err != nil {
 			return err
 		}
 	}

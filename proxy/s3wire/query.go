@@ -147,6 +147,10 @@ type query struct {
 // hoisted is a header that came as a query parameter, as presigners send them.
 type hoisted struct{ name, value string } // name in lower case
 
+// maxHoisted is more than S3's 2 KB of metadata and an operation's own headers come to. Each is compared with those
+// before it.
+const maxHoisted = 100
+
 // The query parameters of a presigned URL. Package identity verifies them; here they are only recognised, and
 // never sent on.
 var signature = []string{
@@ -229,6 +233,9 @@ func (q *query) readAmz(name, value string) error {
 			h.value += "," + value // as lines of a header are one list
 			return nil
 		}
+	}
+	if len(q.hoisted) == maxHoisted {
+		return errorf("InvalidRequest", "the query has more than %d x-amz- parameters: send them as headers", maxHoisted)
 	}
 	q.hoisted = append(q.hoisted, hoisted{name, value})
 	return nil

@@ -180,6 +180,11 @@ func TestT01SetsOfSubresources(t *testing.T) {
 // The header that S3 tells a copy by counts as a subresource.
 func TestT01SourceHeaders(t *testing.T) {
 	source := http.Header{"X-Amz-Copy-Source": {"b/s"}}
+	for target, name := range map[string]string{"/b/k": "CopyObject", "/b/k?partNumber=1&uploadId=u": "UploadPartCopy"} {
+		if op, err := read("PUT", domain, target, source); err != nil || op.Name != name {
+			t.Errorf("%s with a copy source: %+v, %v", target, op, err)
+		}
+	}
 	for _, line := range []string{"GET /b/k", "HEAD /b/k", "DELETE /b/k", "POST /b/k?uploads", "PUT /b", "PUT /b/k?acl", "PUT /b/k?tagging", "PUT /b/k?renameObject", "GET /", "POST /b?delete"} {
 		method, target, _ := strings.Cut(line, " ")
 		op, err := read(method, domain, target, source)
@@ -421,7 +426,9 @@ func TestT03CopySources(t *testing.T) {
 		op, err = read("PUT", domain, "/target/t?x-amz-copy-source="+url.QueryEscape(source), nil)
 		wantRefused(t, fmt.Sprintf("%q in the query", source), op, err)
 	}
-	op, err := read("PUT", domain, "/target/t", http.Header{"X-Amz-Copy-Source": {"b/s", "b/s"}})
+	op, err := read("PUT", domain, "/target/t", http.Header{"X-Amz-Copy-Source": {"arn:aws:s3:::b/k"}})
+	wantRefused(t, "an ARN", op, err, "NotImplemented")
+	op, err = read("PUT", domain, "/target/t", http.Header{"X-Amz-Copy-Source": {"b/s", "b/s"}})
 	wantRefused(t, "twice", op, err)
 	op, err = read("PUT", domain, "/target/t?x-amz-copy-source=b/s", http.Header{"X-Amz-Copy-Source": {"b/s"}})
 	wantRefused(t, "in the header and the query", op, err)
@@ -628,6 +635,12 @@ func TestT06HoistedHeaders(t *testing.T) {
 		op, err := read("PUT", domain, target, header)
 		wantRefused(t, target, op, err)
 	}
+	many := "/b/k?"
+	for i := range 101 {
+		many += fmt.Sprintf("x-amz-meta-%d=&", i)
+	}
+	op, err = read("PUT", domain, many, nil)
+	wantRefused(t, "101 of them", op, err)
 	_, err = read("GET", domain, "/b/k?AWSAccessKeyId=A&Signature=S&Expires=1", nil)
 	if err == nil || !strings.Contains(err.Error(), "s3v4") {
 		t.Errorf("a URL of Signature Version 2: %v, which does not say what to do", err)
@@ -674,7 +687,7 @@ func TestT16Targets(t *testing.T) {
 }
 
 func TestT17Hosts(t *testing.T) {
-	a := s3wire.Addressing{Domains: []string{"s3.example.com", "example.com", "other.test", "Mixed.Example.ORG"}}
+	a := s3wire.Addressing{Domains: []string{"example.com", "s3.example.com", "other.test", "Mixed.Example.ORG"}}
 	for host, want := range map[string]string{ // the bucket in the host; "" = the path's
 		"s3.example.com":            "",
 		"S3.EXAMPLE.com":            "",
