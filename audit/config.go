@@ -19,7 +19,8 @@ type Config struct {
 	// the name of a claim, or where it begins with a slash a JSON pointer into one (/kubernetes.io/namespace).
 	Claims []string `yaml:"claims"`
 	Redact Redact   `yaml:"redact"`
-	Ship   []Ship   `yaml:"ship"`
+	// Ship are the far ends that events are sent to, from the file [none].
+	Ship []Ship `yaml:"ship"`
 	// SigningKeyFile holds the Ed25519 key that signs the chain's checkpoints: PEM (PKCS 8) or the seed in
 	// base64 [none: no checkpoints].
 	SigningKeyFile string `yaml:"signing_key_file"`
@@ -78,9 +79,6 @@ var sizeUnits = map[string]int64{
 	"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40,
 }
 
-// Ship is one far end that events are sent to. Exactly one of its fields is set.
-type Ship struct{}
-
 // Check reports every problem of the section, each with its path below it.
 func (c *Config) Check(report func(path, problem string)) {
 	if c.File == nil && !c.Stdout {
@@ -111,6 +109,22 @@ func (c *Config) Check(report func(path, problem string)) {
 		if pattern == "" {
 			report(fmt.Sprintf("redact.keys[%d]", i), "is empty: write a pattern, such as private/*")
 		}
+	}
+	names := map[string]bool{}
+	for i := range c.Ship {
+		at := fmt.Sprintf("ship[%d]", i)
+		c.Ship[i].Check(func(path, problem string) { report(strings.TrimSuffix(at+"."+path, "."), problem) })
+		name := c.Ship[i].NameOrKind()
+		if names[name] {
+			report(at+".name", fmt.Sprintf("%q is another far end's already: give each of a kind a name of its own", name))
+		}
+		names[name] = true
+	}
+	if len(c.Ship) > 0 && c.File == nil {
+		report("ship", "needs file: events are sent from the file")
+	}
+	if c.SigningKeyFile != "" && c.File == nil {
+		report("signing_key_file", "needs file: checkpoints are kept beside it")
 	}
 	switch c.OnFailure {
 	case "", onFailureRefuse, onFailureContinue:

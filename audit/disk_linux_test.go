@@ -26,8 +26,17 @@ func smallDisk(t *testing.T, size string) string {
 // readOnly makes dir read-only for everybody, root included, until the function it returns is called.
 func readOnly(t *testing.T, dir string) (undo func()) {
 	t.Helper()
-	if err := syscall.Mount(dir, dir, "", syscall.MS_BIND, ""); err != nil {
+	// Made read-only elsewhere and then laid over: what is open for writing in between would forbid it.
+	aside := t.TempDir()
+	if err := syscall.Mount(dir, aside, "", syscall.MS_BIND, ""); err != nil {
 		t.Skipf("SKIPPED: a directory cannot be made read-only for root here (%v)", err)
+	}
+	defer syscall.Unmount(aside, syscall.MNT_DETACH)
+	if err := syscall.Mount("", aside, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount(aside, dir, "", syscall.MS_BIND, ""); err != nil {
+		t.Fatal(err)
 	}
 	undo = sync.OnceFunc(func() {
 		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
@@ -35,8 +44,5 @@ func readOnly(t *testing.T, dir string) (undo func()) {
 		}
 	})
 	t.Cleanup(undo)
-	if err := syscall.Mount("", dir, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
-		t.Fatal(err)
-	}
 	return undo
 }

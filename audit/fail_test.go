@@ -127,7 +127,8 @@ func TestT24FullDiskRefusesAndRecovers(t *testing.T) {
 				if err == nil {
 					t.Fatal("the disk is not full")
 				}
-				eventually(t, "no room for another event", full(log))
+				refused := log.Stats().Refused
+				eventually(t, "no room for another event", func() bool { return full(log)() && log.Stats().Refused > refused })
 				if _, err := log.Begin(time.Now()); !errors.Is(err, audit.ErrFull) {
 					t.Errorf("Begin on a full disk: %v", err)
 				}
@@ -139,11 +140,8 @@ func TestT24FullDiskRefusesAndRecovers(t *testing.T) {
 				}
 				eventually(t, "it recovers by itself", healthy(log))
 			}
-			served, refused := stop()
+			served, _ := stop()
 			closeLog(t, log)
-			if refused == 0 {
-				t.Error("nothing was refused")
-			}
 			mustHoldExactly(t, served, path)
 		})
 	}
@@ -214,7 +212,7 @@ func TestT24HangingSinkRefusesAndRecovers(t *testing.T) {
 	reader, writer := io.Pipe()
 	log, path := open(t, audit.Config{InFlight: 32, Stdout: true, StdoutWriter: writer})
 	stop := serve(t, log)
-	eventually(t, "no room for another event", func() bool { return log.Stats().Free == 0 })
+	eventually(t, "no room for another event", func() bool { return log.Stats().Refused > 0 })
 	if _, err := log.Begin(time.Now()); !errors.Is(err, audit.ErrFull) {
 		t.Errorf("Begin while the sink hangs: %v", err)
 	}
@@ -222,13 +220,10 @@ func TestT24HangingSinkRefusesAndRecovers(t *testing.T) {
 	done := make(chan struct{})
 	go func() { defer close(done); io.Copy(&copied, reader) }()
 	eventually(t, "it recovers by itself", func() bool { return log.Stats().Written > 100 })
-	served, refused := stop()
+	served, _ := stop()
 	closeLog(t, log)
 	writer.Close()
 	<-done
-	if refused == 0 {
-		t.Error("nothing was refused")
-	}
 	mustHoldExactly(t, served, path)
 	if raw, _ := os.ReadFile(path); !bytes.Equal(raw, copied.Bytes()) {
 		t.Errorf("standard output had %d bytes, the file %d", copied.Len(), len(raw))
@@ -271,7 +266,7 @@ func TestT24WhateverHappensToTheFile(t *testing.T) {
 		"removed": func(t *testing.T, path string) { os.Remove(path) },
 		"removed, and an empty one put there": func(t *testing.T, path string) {
 			os.Remove(path)
-			os.WriteFile(path, nil, 0o600)
+			makeEmpty(path)
 		},
 		"another moved over it": func(t *testing.T, path string) {
 			os.WriteFile(path+".x", []byte("something else\n"), 0o600)
@@ -289,7 +284,7 @@ func TestT24WhateverHappensToTheFile(t *testing.T) {
 		"moved away, as logrotate does": func(t *testing.T, path string) { os.Rename(path, path+".1") },
 		"moved away and made anew": func(t *testing.T, path string) {
 			os.Rename(path, path+".1")
-			os.WriteFile(path, nil, 0o600)
+			makeEmpty(path)
 		},
 		"the directory removed and made anew": func(t *testing.T, path string) {
 			os.RemoveAll(filepath.Dir(path))
@@ -318,6 +313,13 @@ func TestT24WhateverHappensToTheFile(t *testing.T) {
 			}
 			mustHoldExactly(t, served, paths...)
 		})
+	}
+}
+
+// makeEmpty does nothing where the log has made its file again already.
+func makeEmpty(path string) {
+	if f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL, 0o600); err == nil {
+		f.Close()
 	}
 }
 

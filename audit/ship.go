@@ -1,15 +1,417 @@
 package audit
 
-import "context"
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"time"
 
-type shipper struct{}
+	"github.com/sluice-s3/sluice/audit/ship"
+)
+
+// Ship is one far end that events are sent to. Exactly one of its kinds is set.
+type Ship = ship.Config
 
 // ShipStats is the state of one far end.
-type ShipStats struct{}
+type ShipStats struct {
+	Name     string
+	Shipped  uint64        // events that it has, since the start
+	Failures uint64        // times that it would not take them
+	Lost     uint64        // events that were gone from the log before it had them
+	Skipped  uint64        // events that it will not take, however small a part of them it is offered
+	Lag      uint64        // events that it does not have yet
+	Behind   time.Duration // how old the oldest of them is, about; 0 = none
+	LastSeq  uint64        // the last line that it has
+	Err      error         // why the last try failed; nil = it did not
+}
 
-func (s *shipper) stats(last uint64) ShipStats { return ShipStats{} }
-func (s *shipper) notify()                     {}
+const (
+	shipEvents = 500
+	shipBytes  = 1 << 20
+)
 
-func (l *Log) startShippers() error             { return nil }
-func (l *Log) stopShippers(ctx context.Context) {}
-func (l *Log) unshipped() uint64                { return 0 }
+// shipper reads the log and sends it to one far end. The log is the queue: what keeps the place is a number in a
+// file, written after the far end has confirmed.
+type shipper struct {
+	name   string
+	format string
+	source string
+	sink   ship.Sink
+	path   string // of the cursor
+	logger *slog.Logger
+	follow *follower
+	wake   chan struct{}
+	quit   context.Context // ends when the log is closed for good
+	stop   context.CancelFunc
+	drain  chan struct{} // closed when no more events will come
+	done   chan struct{}
+
+	mu   sync.Mutex // guards what follows
+	now  ShipStats
+	head time.Time // of the oldest event that is being sent
+}
+
+// cursor is what is kept of the last event that the far end has.
+type cursor struct {
+	Seq  uint64 `json:"seq"`
+	ID   string `json:"id"`
+	Hash string `json:"hash"` // of the line
+}
+
+func (l *Log) startShippers() (err error) {
+	defer func() {
+		if err != nil {
+			for _, s := range l.shippers {
+				s.sink.Close()
+			}
+		}
+	}()
+	for i := range l.config.Ship {
+		c := &l.config.Ship[i]
+		sink, err := ship.Open(*c, ship.Source())
+		if err != nil {
+			return fmt.Errorf("ship[%d]: %w", i, err)
+		}
+		s := &shipper{
+			name: c.NameOrKind(), format: c.BodyFormat(), source: ship.Source(), sink: sink,
+			path: l.file.path + shipSuffix + c.NameOrKind(), logger: l.config.Logger,
+			wake: make(chan struct{}, 1), drain: make(chan struct{}), done: make(chan struct{}),
+		}
+		s.quit, s.stop = context.WithCancel(context.Background())
+		l.shippers = append(l.shippers, s)
+		if s.follow, err = s.resume(l.file.path); err != nil {
+			return fmt.Errorf("ship[%d]: %w", i, err)
+		}
+		s.now.Name = s.name
+	}
+	for _, s := range l.shippers {
+		go s.run()
+	}
+	return nil
+}
+
+// stopShippers lets them send what is left, as long as ctx and the far ends allow.
+func (l *Log) stopShippers(ctx context.Context) {
+	for _, s := range l.shippers {
+		close(s.drain)
+	}
+	for _, s := range l.shippers {
+		select {
+		case <-s.done:
+		case <-ctx.Done():
+			s.stop()
+			<-s.done
+		}
+		s.stop()
+		s.sink.Close()
+	}
+}
+
+// unshipped is the number of the first line that some far end does not have; 0 = there is no far end.
+func (l *Log) unshipped() uint64 {
+	first := uint64(0)
+	for _, s := range l.shippers {
+		s.mu.Lock()
+		next := s.now.LastSeq + 1
+		s.mu.Unlock()
+		if first == 0 || next < first {
+			first = next
+		}
+	}
+	return first
+}
+
+func (s *shipper) notify() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (s *shipper) stats(last uint64) ShipStats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.now
+	if last > st.LastSeq {
+		st.Lag = last - st.LastSeq
+		if !s.head.IsZero() {
+			st.Behind = time.Since(s.head)
+		}
+	}
+	return st
+}
+
+// resume finds the place: after the last line that the far end has. Where that line is not in the log any more,
+// or is another one now, it begins with the oldest there is; the far end knows by the ids what it has had.
+func (s *shipper) resume(log string) (*follower, error) {
+	f := &follower{path: log}
+	raw, err := os.ReadFile(s.path)
+	if errors.Is(err, os.ErrNotExist) {
+		return f, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the place of %s: %w", s.name, err)
+	}
+	var c cursor
+	if json.Unmarshal(raw, &c) != nil || c.Seq == 0 {
+		s.logger.Error("audit: the place of a far end cannot be read: sending the whole log", "ship", s.name, "file", s.path)
+		return f, nil
+	}
+	f.next = c.Seq
+	line, seq, err := f.read()
+	switch {
+	case err == nil && seq == c.Seq && lineHash(line) == c.Hash:
+		s.now.LastSeq = c.Seq
+		return f, nil
+	case err == nil && seq > c.Seq:
+		// The line itself was removed for its age; so were those between, which counts them as lost.
+		f.close()
+		f = &follower{path: log, next: c.Seq + 1}
+		s.now.LastSeq = c.Seq
+		return f, nil
+	}
+	f.close()
+	s.logger.Error("audit: the log is not the one that a far end was sent: sending the whole log", "ship", s.name)
+	return &follower{path: log}, nil
+}
+
+func (s *shipper) save(c cursor) error {
+	raw, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	temp := s.path + ".tmp"
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(append(raw, '\n'))
+	if err == nil {
+		err = f.Sync() // or after a power loss the name may be there, and nothing in it
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(temp, s.path)
+}
+
+// shipBatch is what is being sent.
+type shipBatch struct {
+	messages []ship.Message
+	cursors  []cursor // of each
+	events   []*Event
+}
+
+func (s *shipper) run() {
+	defer close(s.done)
+	defer s.follow.close()
+	var b shipBatch
+	limit := shipEvents
+	backoff := time.Duration(0)
+	var saved, unsaved cursor
+	lastSave := time.Time{}
+	save := func() {
+		if unsaved == saved {
+			return
+		}
+		if err := s.save(unsaved); err != nil {
+			s.failed(fmt.Errorf("keep the place: %w", err))
+		} else {
+			saved = unsaved
+		}
+		lastSave = time.Now()
+	}
+	defer save()
+	for {
+		if len(b.messages) == 0 {
+			s.fill(&b, limit)
+		}
+		if len(b.messages) == 0 {
+			save()
+			select {
+			case <-s.drain:
+				return // nothing left
+			case <-s.quit.Done():
+				return
+			case <-s.wake:
+			case <-time.After(time.Second):
+			}
+			continue
+		}
+		some := b.messages[:min(limit, len(b.messages))]
+		n, err := s.sink.Send(s.quit, some)
+		if n > 0 {
+			unsaved = b.cursors[n-1]
+			b.messages, b.cursors, b.events = b.messages[n:], b.cursors[n:], b.events[n:]
+			s.progress(n, unsaved.Seq, &b)
+			if time.Since(lastSave) > 200*time.Millisecond {
+				save()
+			}
+		}
+		if err == nil {
+			backoff = 0
+			limit = min(2*limit, shipEvents)
+			s.recovered()
+			continue
+		}
+		s.failed(err)
+		if errors.Is(err, ship.ErrTooLarge) && n == 0 {
+			if limit = max(1, len(some)/2); len(some) == 1 && !s.shrink(&b) {
+				s.skip(&b)
+			}
+			continue
+		}
+		select {
+		case <-s.drain:
+			return // the process ends; the next one goes on from here
+		default:
+		}
+		backoff = min(max(2*backoff, 250*time.Millisecond), 30*time.Second)
+		wait := backoff + rand.N(backoff/4)
+		var later ship.RetryAfter
+		if errors.As(err, &later) {
+			wait = max(wait, later.After)
+		}
+		select {
+		case <-time.After(wait):
+		case <-s.drain: // one last try
+		case <-s.quit.Done():
+			return
+		}
+	}
+}
+
+// fill reads the next events.
+func (s *shipper) fill(b *shipBatch, limit int) {
+	*b = shipBatch{}
+	for size := 0; len(b.messages) < limit && size < shipBytes; {
+		line, seq, err := s.follow.read()
+		s.lose()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			s.failed(err)
+			break
+		}
+		ev := new(Event)
+		if err := json.Unmarshal(line, ev); err != nil {
+			s.failed(fmt.Errorf("line %d of the log is no event: %w", seq, err))
+			continue
+		}
+		m, err := s.message(ev, bytes.Clone(line))
+		if err != nil {
+			s.failed(fmt.Errorf("line %d of the log: %w", seq, err))
+			continue
+		}
+		b.messages = append(b.messages, m)
+		b.cursors = append(b.cursors, cursor{seq, ev.ID, lineHash(line)})
+		b.events = append(b.events, ev)
+		size += len(m.Body)
+	}
+	s.mu.Lock()
+	if s.head = (time.Time{}); len(b.events) > 0 {
+		s.head = b.events[0].Time
+	}
+	s.mu.Unlock()
+}
+
+func (s *shipper) message(ev *Event, line []byte) (ship.Message, error) {
+	m := ship.Message{
+		ID: ev.ID, Seq: ev.Seq, Time: ev.Time, Body: line,
+		Outcome: string(ev.Outcome), Operation: ev.Operation, Bucket: ev.Bucket, Session: ev.Identity.Session, TraceID: ev.TraceID,
+	}
+	var err error
+	switch s.format {
+	case ship.OCSF:
+		m.Body, err = appendOCSF(nil, ev)
+	case ship.CloudEvents:
+		m.Body, err = appendCloudEvent(nil, ev, line, s.source)
+	}
+	return m, err
+}
+
+// shrunk is how many accesses are left of an event that is too large for a far end.
+const shrunk = 50
+
+// shrink makes the first event of the batch small, and reports whether it could: a DeleteObjects of many keys is
+// larger than what some far ends take. The log has it whole.
+func (s *shipper) shrink(b *shipBatch) bool {
+	ev := b.events[0]
+	if len(ev.Accesses) <= shrunk {
+		return false
+	}
+	all := len(ev.Accesses)
+	ev.Accesses = ev.Accesses[:shrunk]
+	ev.Error = or(ev.Error, fmt.Sprintf("%d of %d accesses are left out here: the audit log has them", all-shrunk, all))
+	line, err := json.Marshal(ev)
+	if err != nil {
+		return false
+	}
+	m, err := s.message(ev, line)
+	if err != nil {
+		return false
+	}
+	b.messages[0] = m
+	return true
+}
+
+// skip gives the first event of the batch up, aloud: the ones after it must not wait for ever.
+func (s *shipper) skip(b *shipBatch) {
+	s.logger.Error("audit: a far end will not take an event; the log has it", "ship", s.name, "id", b.events[0].ID, "seq", b.events[0].Seq)
+	seq := b.cursors[0].Seq
+	b.messages, b.cursors, b.events = b.messages[1:], b.cursors[1:], b.events[1:]
+	s.mu.Lock()
+	s.now.Skipped++
+	s.now.LastSeq = seq
+	s.mu.Unlock()
+}
+
+// lose counts what was removed from the log before it could be sent.
+func (s *shipper) lose() {
+	lost := s.follow.lost
+	if lost == 0 {
+		return
+	}
+	s.follow.lost = 0
+	s.logger.Error("audit: events were removed from the log before a far end had them", "ship", s.name, "events", lost)
+	s.mu.Lock()
+	s.now.Lost += lost
+	s.mu.Unlock()
+}
+
+func (s *shipper) progress(n int, seq uint64, b *shipBatch) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.now.Shipped += uint64(n)
+	s.now.LastSeq = seq
+	if s.head = (time.Time{}); len(b.events) > 0 {
+		s.head = b.events[0].Time
+	}
+}
+
+func (s *shipper) failed(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.now.Err == nil {
+		s.logger.Error("audit: events cannot be sent; trying again until they can", "ship", s.name, "error", err)
+	}
+	s.now.Failures++
+	s.now.Err = err
+}
+
+func (s *shipper) recovered() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.now.Err != nil {
+		s.logger.Info("audit: events are sent again", "ship", s.name)
+		s.now.Err = nil
+	}
+}
