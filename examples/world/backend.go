@@ -111,6 +111,7 @@ func (b *Backend) Start(ctx context.Context) error {
 	cmd.Env = append(os.Environ(), childVariable+"="+b.Name)
 	cmd.Dir = b.world.Dir // not where we are: coverage and profiles of tests would be written there twice
 	cmd.Stderr = b.log
+	cmd.SysProcAttr = ownChild()
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		return err
@@ -225,7 +226,7 @@ func running(pid int) bool {
 }
 
 // serveS3 is the child's life. It ends when its standard input does, which the system closes when the parent dies, however
-// it dies: no S3 server is left behind. Ctrl-C goes to both, and is the parent's to act on.
+// it dies: no S3 server is left behind.
 func serveS3(ready io.Writer) error {
 	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	stdin := bufio.NewReader(os.Stdin)

@@ -2,5 +2,8 @@ package world
 
 import "syscall"
 
-// dieWithParent has the system kill a child that would outlive this process.
-func dieWithParent() *syscall.SysProcAttr { return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }
+// ownChild keeps a child out of the reach of Ctrl-C, which is ours to act on, and has the system kill it if it would
+// outlive this process.
+func ownChild() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+}

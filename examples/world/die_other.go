@@ -4,5 +4,6 @@ package world
 
 import "syscall"
 
-// dieWithParent has no equal on this system: a proxy outlives a parent that was killed.
-func dieWithParent() *syscall.SysProcAttr { return nil }
+// ownChild keeps a child out of the reach of Ctrl-C, which is ours to act on. On this system it outlives a parent that was
+// killed.
+func ownChild() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }

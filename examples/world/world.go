@@ -97,7 +97,7 @@ func Start(ctx context.Context, o Options) (_ *World, err error) {
 		}
 	}()
 	if w.Dir == "" {
-		if w.Dir, err = os.MkdirTemp("", "sluice-world-"); err != nil {
+		if w.Dir, err = os.MkdirTemp("", "sluice-"); err != nil {
 			return nil, err
 		}
 		w.removeDir = true
