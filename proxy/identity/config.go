@@ -203,7 +203,9 @@ func requiredValues(value any) ([]string, error) {
 
 // RevocationConfig is `revocation`: what is remembered of sessions, subjects and tokens that were revoked.
 type RevocationConfig struct {
-	// Store is memory, or nats://host:4222 for a JetStream key-value bucket that replicas share [memory].
+	// Store is memory, or nats://host:4222 for a JetStream key-value bucket that replicas share; tls:// insists on TLS.
+	// Several servers of a cluster have commas between them. Behind the last may be ?credentials=FILE (a NATS .creds
+	// file), &ca=FILE (the CAs of its certificate) and &bucket=NAME [memory; the system's CAs; sluice_revocations].
 	Store string `yaml:"store"`
 	// File is what memory keeps over a restart; with nats:// it keeps what was last known there, for a start without
 	// it [none: a restart forgets].
@@ -212,21 +214,15 @@ type RevocationConfig struct {
 
 // Check reports every problem of the section offline, each with its path below it.
 func (c *RevocationConfig) Check(report func(path, problem string)) {
-	switch scheme, rest, ok := strings.Cut(c.Store, "://"); {
+	switch scheme, rest, _ := strings.Cut(c.Store, "://"); {
 	case c.Store == "" || c.Store == "memory":
-	case !ok || scheme != "nats" && scheme != "tls":
+	case scheme != "nats" && scheme != "tls":
 		report("store", fmt.Sprintf("%q is neither memory nor nats://host:4222", c.Store))
 	case rest == "":
 		report("store", "names no host: write nats://host:4222, several with commas between")
 	default:
-		for _, server := range strings.Split(c.Store, ",") {
-			if u, err := url.Parse(strings.TrimSpace(server)); err != nil || u.Host == "" {
-				report("store", "is not a list of nats://host:port with commas between")
-				break
-			} else if _, secret := u.User.Password(); secret {
-				report("store", "has a password: name a credentials file by ?credentials=/path instead")
-				break
-			}
+		if _, _, err := new(natsStore).parse(c.Store); err != nil {
+			report("store", err.Error())
 		}
 	}
 	if c.File == "" {

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"context"
 	"maps"
 	"slices"
 	"strings"
@@ -39,7 +40,13 @@ const MaxTokenAge = maxTokenAge
 const RevocationLife = revocationLife
 
 // ForgetEnded does at once what happens every minute.
-func (r *Revocations) ForgetEnded() int { return r.dropEnded() }
+func (r *Revocations) ForgetEnded() int {
+	ended := r.dropEnded()
+	if r.nats != nil {
+		r.nats.forget(context.Background(), ended)
+	}
+	return len(ended)
+}
 
 // Presets are the names of all.
 func Presets() []string { return slices.Sorted(maps.Keys(presets)) }

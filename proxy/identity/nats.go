@@ -2,14 +2,533 @@ package identity
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
-type natsStore struct{}
+const (
+	natsBucket = "sluice_revocations"
+	// natsTimeout bounds one operation: whoever revokes is waiting.
+	natsTimeout = 2 * time.Second
+	// natsRead bounds reading the bucket whole.
+	natsRead = 20 * time.Second
+	// natsCheck is how often the store is asked whether all of it has been seen. A watch dies silently with the server
+	// that its consumer was on, and the client finds out after ten seconds; a revocation takes hold within one.
+	natsCheck = 400 * time.Millisecond
+	natsRetry = 250 * time.Millisecond
+)
 
-func openNATS(ctx context.Context, servers string, r *Revocations) (*natsStore, error) {
-	return nil, errors.New("not written")
+// natsStore shares revocations by a JetStream key-value bucket: a key for each revocation's id, its JSON as the value.
+//
+// Every replica watches the whole bucket. After each interruption it reads all of it anew, and then tells the store
+// what that does not know: what was revoked here meanwhile, or all, where the bucket was lost. A marker of a deletion
+// removes; that something is not there removes nothing, for it might have been lost.
+type natsStore struct {
+	revocations *Revocations
+	conn        *nats.Conn
+	bucket      string
+	wake        chan struct{} // read all anew
+
+	mu      sync.Mutex // guards all below
+	kv      jetstream.KeyValue
+	shared  bool                // the watch is complete
+	deleted map[string]struct{} // here, and not yet in the store
+	unsent  map[string]struct{} // the same of revocations
+	err     error
 }
-func (n *natsStore) put(ctx context.Context, v Revocation) error { return nil }
-func (n *natsStore) remove(ctx context.Context, id string) error { return nil }
-func (n *natsStore) status(s *RevocationStatus)                  {}
+
+// openNATS connects in the background, and goes on trying until ctx ends. It fails for a configuration only.
+func openNATS(ctx context.Context, servers string, r *Revocations) (*natsStore, error) {
+	n := &natsStore{
+		revocations: r, bucket: natsBucket, wake: make(chan struct{}, 1),
+		deleted: map[string]struct{}{}, unsent: map[string]struct{}{}, err: errors.New("not connected yet"),
+	}
+	names, options, err := n.parse(servers)
+	if err != nil {
+		return nil, err
+	}
+	options = append(options,
+		nats.Name("sluice"),
+		nats.RetryOnFailedConnect(true),
+		nats.MaxReconnects(-1),
+		nats.ReconnectWait(natsRetry),
+		nats.ReconnectJitter(natsRetry, natsRetry),
+		nats.ReconnectBufSize(-1), // an operation fails at once instead of taking hold some time later
+		nats.Timeout(natsTimeout),
+		nats.PingInterval(2*time.Second),
+		nats.MaxPingsOutstanding(2),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if ctx.Err() == nil {
+				n.lost(fmt.Errorf("disconnected: %w", orElse(err, errors.New("the server closed the connection"))))
+			}
+		}),
+		nats.ReconnectHandler(func(*nats.Conn) { n.again() }),
+		nats.ConnectHandler(func(*nats.Conn) { n.again() }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			slog.Warn("revocations: nats", slog.Any("error", err))
+		}),
+	)
+	if n.conn, err = nats.Connect(names, options...); err != nil {
+		return nil, err
+	}
+	go n.run(ctx)
+	return n, nil
+}
+
+// parse reads nats://host:port?credentials=FILE&ca=FILE&bucket=NAME; several servers have commas between them, and the
+// parameters are with the last.
+func (n *natsStore) parse(servers string) (string, []nats.Option, error) {
+	var names []string
+	var options []nats.Option
+	for _, server := range strings.Split(servers, ",") {
+		u, err := url.Parse(strings.TrimSpace(server))
+		if err != nil || u.Host == "" || u.Scheme != "nats" && u.Scheme != "tls" {
+			return "", nil, errors.New("not a list of nats://host:port with commas between")
+		}
+		if u.User != nil {
+			return "", nil, errors.New("a password or token does not belong here: name a credentials file by ?credentials=/path")
+		}
+		query, err := url.ParseQuery(u.RawQuery)
+		if err != nil {
+			return "", nil, errors.New("its parameters cannot be read")
+		}
+		for name, values := range query {
+			value := values[len(values)-1]
+			switch name {
+			case "credentials":
+				if _, err := os.ReadFile(value); err != nil {
+					return "", nil, fmt.Errorf("credentials: %w", err)
+				}
+				options = append(options, nats.UserCredentials(value))
+			case "ca":
+				if _, err := loadRoots(value); err != nil || value == "" {
+					return "", nil, fmt.Errorf("ca: %w", orElse(err, errors.New("is empty")))
+				}
+				options = append(options, nats.RootCAs(value))
+			case "bucket":
+				if value == "" || strings.Trim(value, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") != "" {
+					return "", nil, errors.New("bucket: is made of letters, digits, _ and -")
+				}
+				n.bucket = value
+			default:
+				return "", nil, fmt.Errorf("parameter %q is not known: they are credentials, ca and bucket", name)
+			}
+		}
+		u.RawQuery = ""
+		names = append(names, u.String())
+	}
+	return strings.Join(names, ","), options, nil
+}
+
+// run follows the bucket until ctx ends.
+func (n *natsStore) run(ctx context.Context) {
+	defer n.conn.Close()
+	for {
+		select { // what comes from here on is another reason to read anew
+		case <-n.wake:
+		default:
+		}
+		err := n.follow(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		n.lost(err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.wake:
+		case <-time.After(natsRetry):
+		}
+	}
+}
+
+// follow reads the bucket whole and then its changes. It returns when that has to be done anew.
+func (n *natsStore) follow(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	kv, err := n.open(ctx)
+	if err != nil {
+		return err
+	}
+	last, err := lastRevision(ctx, kv) // what the watch has to reach at least
+	if err != nil {
+		return err
+	}
+	watcher, err := kv.WatchAll(ctx)
+	if err != nil {
+		return fmt.Errorf("watch: %w", err)
+	}
+	defer watcher.Stop()
+	check := time.NewTicker(natsCheck)
+	defer check.Stop()
+
+	known := map[string]bool{} // ids the store has, or had and deleted
+	began, complete := time.Now(), false
+	behind := false
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-n.wake:
+			return errors.New("reconnected")
+		case entry, ok := <-watcher.Updates():
+			if !ok {
+				return errors.New("the watch ended")
+			}
+			if entry != nil {
+				if last < entry.Revision() {
+					last = entry.Revision()
+				}
+				n.apply(entry)
+				if !complete {
+					known[entry.Key()] = true
+				}
+				continue
+			}
+			complete = true
+			if err := n.tell(ctx, kv, known); err != nil {
+				return err
+			}
+			known = nil
+			n.caughtUp(kv)
+		case <-check.C:
+			now, err := lastRevision(ctx, kv)
+			switch {
+			case err != nil:
+				return err
+			case !complete && time.Since(began) > natsRead:
+				return errors.New("the bucket was not read in time")
+			case now < last:
+				return errors.New("the bucket was made anew")
+			case now > last && behind:
+				return errors.New("the watch fell behind")
+			}
+			behind = complete && now > last // what was just written is on its way
+		}
+	}
+}
+
+// open finds the bucket, or makes it.
+func (n *natsStore) open(ctx context.Context) (jetstream.KeyValue, error) {
+	if !n.conn.IsConnected() {
+		return nil, orElse(n.conn.LastError(), errors.New("not connected"))
+	}
+	js, err := jetstream.New(n.conn)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, natsTimeout)
+	defer cancel()
+	kv, err := js.KeyValue(ctx, n.bucket)
+	if !errors.Is(err, jetstream.ErrBucketNotFound) {
+		return kv, wrap("bucket "+n.bucket, err)
+	}
+	replicas := 1
+	if n.conn.ConnectedClusterName() != "" {
+		replicas = 3
+	}
+	kv, err = js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
+		Bucket: n.bucket, Description: "what Sluice refuses", History: 1, Storage: jetstream.FileStorage, Replicas: replicas,
+	})
+	if errors.Is(err, jetstream.ErrBucketExists) { // another replica was quicker
+		kv, err = js.KeyValue(ctx, n.bucket)
+	}
+	return kv, wrap("make bucket "+n.bucket, err)
+}
+
+func lastRevision(ctx context.Context, kv jetstream.KeyValue) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, natsTimeout)
+	defer cancel()
+	status, err := kv.Status(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("status: %w", err)
+	}
+	bucket, ok := status.(*jetstream.KeyValueBucketStatus)
+	if !ok {
+		return 0, fmt.Errorf("status: of type %T", status)
+	}
+	return bucket.StreamInfo().State.LastSeq, nil
+}
+
+// apply does here what happened in the store.
+func (n *natsStore) apply(entry jetstream.KeyValueEntry) {
+	r, id := n.revocations, entry.Key()
+	n.mu.Lock()
+	_, deleted := n.deleted[id]
+	_, unsent := n.unsent[id]
+	n.mu.Unlock()
+	changed := false
+	switch {
+	case entry.Operation() != jetstream.KeyValuePut:
+		if unsent {
+			return // revoked here since
+		}
+		r.mu.Lock()
+		changed = r.removeLocked(id)
+		r.mu.Unlock()
+	case deleted:
+		return // here since
+	default:
+		v, err := decodeRevocation(id, entry.Value())
+		if err != nil {
+			// Nobody can tell what it should refuse. It is no reason to forget the others.
+			slog.Error("revocations: an entry of the store is not understood", slog.String("key", id), slog.Any("error", err))
+			return
+		}
+		if !r.now().Before(v.Until) {
+			return
+		}
+		r.mu.Lock()
+		if old, ok := r.byID[id]; ok && unsent {
+			v = v.merge(old)
+		}
+		changed = r.putLocked(v)
+		r.mu.Unlock()
+		if changed {
+			r.cut()
+		}
+	}
+	if changed {
+		r.saveSoon()
+	}
+}
+
+func decodeRevocation(id string, data []byte) (Revocation, error) {
+	var v Revocation
+	if err := json.Unmarshal(data, &v); err != nil {
+		return v, err
+	}
+	if v.ID != id || v.id() != id {
+		return v, errors.New("its id is not its own")
+	}
+	return v, nil
+}
+
+// tell brings the store up to what happened here while it could not be reached.
+func (n *natsStore) tell(ctx context.Context, kv jetstream.KeyValue, known map[string]bool) error {
+	n.mu.Lock()
+	deleted := make([]string, 0, len(n.deleted))
+	for id := range n.deleted {
+		deleted = append(deleted, id)
+	}
+	for id := range n.unsent {
+		delete(known, id)
+	}
+	n.mu.Unlock()
+	for _, id := range deleted {
+		if err := n.sendDelete(ctx, kv, id); err != nil {
+			return err
+		}
+	}
+	for _, v := range n.revocations.List() {
+		if known[v.ID] {
+			continue
+		}
+		if err := n.send(ctx, kv, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// put shares a revocation that is in force here.
+func (n *natsStore) put(ctx context.Context, v Revocation) error {
+	n.mu.Lock()
+	n.unsent[v.ID] = struct{}{}
+	delete(n.deleted, v.ID)
+	kv := n.kv
+	n.mu.Unlock()
+	if kv == nil {
+		return ErrNotShared
+	}
+	if err := n.send(ctx, kv, v); err != nil {
+		n.lost(err)
+		n.again()
+		return fmt.Errorf("%w: %w", ErrNotShared, err)
+	}
+	return nil
+}
+
+// send merges v with what the store has of it, so that of two replicas that revoke at once none shortens the other's.
+func (n *natsStore) send(ctx context.Context, kv jetstream.KeyValue, v Revocation) error {
+	ctx, cancel := context.WithTimeout(ctx, natsTimeout)
+	defer cancel()
+	for {
+		err := func() error {
+			entry, err := kv.Get(ctx, v.ID)
+			if errors.Is(err, jetstream.ErrKeyNotFound) { // or it was deleted
+				data, err := json.Marshal(v)
+				if err != nil {
+					return err
+				}
+				_, err = kv.Create(ctx, v.ID, data)
+				return err
+			}
+			if err != nil {
+				return err
+			}
+			merged := v
+			if there, err := decodeRevocation(v.ID, entry.Value()); err == nil {
+				if merged = there.merge(v); merged == there {
+					return nil
+				}
+			}
+			data, err := json.Marshal(merged)
+			if err != nil {
+				return err
+			}
+			_, err = kv.Update(ctx, v.ID, data, entry.Revision())
+			return err
+		}()
+		var conflict *jetstream.APIError
+		switch {
+		case err == nil:
+			n.mu.Lock()
+			delete(n.unsent, v.ID)
+			n.mu.Unlock()
+			return nil
+		case errors.Is(err, jetstream.ErrKeyExists),
+			errors.As(err, &conflict) && (conflict.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence ||
+				conflict.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant):
+			// Another replica was quicker: once more, on top of that.
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+		default:
+			return fmt.Errorf("write: %w", err)
+		}
+	}
+}
+
+// remove shares a deletion.
+func (n *natsStore) remove(ctx context.Context, id string) error {
+	n.mu.Lock()
+	n.deleted[id] = struct{}{}
+	delete(n.unsent, id)
+	kv := n.kv
+	n.mu.Unlock()
+	if kv == nil {
+		return ErrNotShared
+	}
+	if err := n.sendDelete(ctx, kv, id); err != nil {
+		n.lost(err)
+		n.again()
+		return fmt.Errorf("%w: %w", ErrNotShared, err)
+	}
+	return nil
+}
+
+func (n *natsStore) sendDelete(ctx context.Context, kv jetstream.KeyValue, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, natsTimeout)
+	defer cancel()
+	if err := kv.Delete(ctx, id); err != nil {
+		return fmt.Errorf("delete: %w", err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.deleted, id)
+	return nil
+}
+
+// forget takes ended revocations out of the store, and in time the markers of deletions. All replicas do so, for none
+// knows whether the others run; the store does not mind.
+func (n *natsStore) forget(ctx context.Context, ended []string) {
+	n.mu.Lock()
+	kv := n.kv
+	for _, id := range ended {
+		delete(n.unsent, id)
+		delete(n.deleted, id)
+	}
+	n.mu.Unlock()
+	if kv == nil || len(ended) == 0 {
+		return
+	}
+	for _, id := range ended {
+		ctx, cancel := context.WithTimeout(ctx, natsTimeout)
+		entry, err := kv.Get(ctx, id)
+		if err == nil {
+			// Not where somebody has revoked it again since.
+			if v, bad := decodeRevocation(id, entry.Value()); bad == nil && !n.revocations.now().Before(v.Until) {
+				err = kv.Delete(ctx, id, jetstream.LastRevision(entry.Revision()))
+			}
+		}
+		cancel()
+		if err != nil && !errors.Is(err, jetstream.ErrKeyNotFound) {
+			return // at another time
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*natsTimeout)
+	defer cancel()
+	// A replica that was away for longer than this would share again what it still has.
+	if err := kv.PurgeDeletes(ctx, jetstream.DeleteMarkersOlderThan(revocationLife)); err != nil {
+		slog.Warn("revocations: purge the store", slog.Any("error", err))
+	}
+}
+
+// caughtUp is when all that the store has is known here.
+func (n *natsStore) caughtUp(kv jetstream.KeyValue) {
+	n.mu.Lock()
+	before := n.shared
+	n.kv, n.shared, n.err = kv, true, nil
+	left := len(n.unsent) + len(n.deleted)
+	n.mu.Unlock()
+	if left > 0 { // what came after tell looked, and before kv was there to send it by
+		n.again()
+	}
+	n.revocations.setReady()
+	if !before {
+		slog.Info("revocations are shared", slog.String("bucket", n.bucket), slog.String("server", n.conn.ConnectedUrlRedacted()))
+	}
+}
+
+// lost is when they may no longer be.
+func (n *natsStore) lost(err error) {
+	n.mu.Lock()
+	before := n.shared
+	n.kv, n.shared, n.err = nil, false, err
+	n.mu.Unlock()
+	if before {
+		slog.Warn("revocations are not shared for now; what is known stays in force", slog.Any("error", err))
+	}
+}
+
+// again has run read all anew.
+func (n *natsStore) again() {
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (n *natsStore) status(s *RevocationStatus) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	s.Store, s.Shared, s.Pending = "nats", n.shared, len(n.unsent)+len(n.deleted)
+	if n.err != nil {
+		s.Error = n.err.Error()
+	}
+}
+
+func orElse(err, other error) error {
+	if err != nil {
+		return err
+	}
+	return other
+}
+
+func wrap(step string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", step, err)
+}

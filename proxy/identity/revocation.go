@@ -82,6 +82,7 @@ type Revocations struct {
 
 	saving sync.Mutex // guards saved, and the file
 	saved  uint64     // of changes
+	soon   chan struct{}
 
 	tracking  sync.Mutex // guards transfers
 	transfers transfer   // the list's head
@@ -110,7 +111,9 @@ func OpenRevocations(ctx context.Context, c RevocationConfig, now func() time.Ti
 	if now == nil {
 		now = time.Now
 	}
-	r := &Revocations{now: now, file: c.File, byID: map[string]Revocation{}, byTarget: map[target][]Revocation{}}
+	r := &Revocations{
+		now: now, file: c.File, byID: map[string]Revocation{}, byTarget: map[target][]Revocation{}, soon: make(chan struct{}, 1),
+	}
 	r.version.Store(new(version))
 	r.transfers.next, r.transfers.previous = &r.transfers, &r.transfers
 	r.ready = c.Store == "" || c.Store == "memory"
@@ -425,7 +428,15 @@ func isRevoked(err error) bool {
 	return ok && e.Kind == Revoked
 }
 
-// forget drops what has ended, so that memory and file do not grow.
+// saveSoon saves in the background what came from the store, which has it already.
+func (r *Revocations) saveSoon() {
+	select {
+	case r.soon <- struct{}{}:
+	default:
+	}
+}
+
+// forget drops what has ended, so that memory, file and store do not grow, and does what saveSoon asks for.
 func (r *Revocations) forget(ctx context.Context) {
 	ticker := time.NewTicker(time.Minute)
 	defer ticker.Stop()
@@ -433,27 +444,40 @@ func (r *Revocations) forget(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-r.soon:
 		case <-ticker.C:
-		}
-		if r.dropEnded() > 0 {
-			if err := r.save(); err != nil {
-				slog.Error("revocations not saved", slog.Any("error", err))
+			ended := r.dropEnded()
+			if r.nats != nil {
+				r.nats.forget(ctx, ended)
 			}
+			if len(ended) == 0 {
+				continue
+			}
+		}
+		if err := r.save(); err != nil {
+			slog.Error("revocations not saved", slog.Any("error", err))
 		}
 	}
 }
 
-func (r *Revocations) dropEnded() (dropped int) {
+func (r *Revocations) dropEnded() (ended []string) {
 	now := r.now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for id, v := range r.byID {
 		if !now.Before(v.Until) {
 			r.removeLocked(id)
-			dropped++
+			ended = append(ended, id)
 		}
 	}
-	return dropped
+	return ended
+}
+
+// setReady is when all that the store has is known.
+func (r *Revocations) setReady() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ready = true
 }
 
 // RevocationStatus is for /readyz, for metrics and for people.

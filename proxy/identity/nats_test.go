@@ -1,0 +1,392 @@
+package identity_test
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/sluice-s3/sluice/proxy/identity"
+	"github.com/sluice-s3/sluice/proxy/identity/oidctest"
+)
+
+// natsServer is a NATS server with JetStream, in this process, that can be stopped and started.
+type natsServer struct {
+	t       *testing.T
+	options server.Options
+	*server.Server
+}
+
+func startNATS(t *testing.T, change ...func(*server.Options)) *natsServer {
+	t.Helper()
+	s := &natsServer{t: t, options: server.Options{
+		Host: "127.0.0.1", Port: freePort(t), JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true,
+	}}
+	for _, f := range change {
+		f(&s.options)
+	}
+	s.start()
+	t.Cleanup(func() { s.stop() })
+	return s
+}
+
+func (s *natsServer) start() {
+	s.t.Helper()
+	options := s.options
+	running, err := server.NewServer(&options)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	running.Start()
+	if !running.ReadyForConnections(20 * time.Second) {
+		s.t.Fatal("the NATS server does not start")
+	}
+	s.Server = running
+}
+
+func (s *natsServer) stop() {
+	s.Shutdown()
+	s.WaitForShutdown()
+}
+
+func (s *natsServer) url() string { return fmt.Sprintf("nats://127.0.0.1:%d", s.options.Port) }
+
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+func shared(r *identity.Revocations) func() bool {
+	return func() bool { s := r.Status(); return s.Ready && s.Shared && s.Pending == 0 }
+}
+
+func refuses(r *identity.Revocations, session string) bool {
+	return kind(r.Check(&identity.Identity{Issuer: "i", Session: session})) == identity.Revoked
+}
+
+func TestNATSSharesRevocations(t *testing.T) {
+	store := identity.RevocationConfig{Store: startNATS(t).url()}
+	a, b := openRevocations(t, store, nil), openRevocations(t, store, nil)
+	eventually(t, "both to share", func() bool { return shared(a)() && shared(b)() })
+	var cut atomic.Bool
+	b.Track(&identity.Identity{Issuer: "i", Session: "env-42"}, func() { cut.Store(true) })
+	if refuses(a, "env-42") || refuses(b, "env-42") {
+		t.Fatal("revoked already")
+	}
+	began := time.Now()
+	v, err := a.Add(t.Context(), identity.Revocation{Issuer: "i", Session: "env-42"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the other replica to know", func() bool { return refuses(b, "env-42") && cut.Load() })
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("it took %v", took)
+	} else {
+		t.Logf("known everywhere after %v", took)
+	}
+	if list := b.List(); len(list) != 1 || list[0] != v {
+		t.Errorf("there %+v, here %+v", list, v)
+	}
+	late := openRevocations(t, store, nil)
+	eventually(t, "one that starts later", func() bool { return refuses(late, "env-42") })
+	if err := b.Delete(t.Context(), v.ID); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "all to know that it is deleted", func() bool { return !refuses(a, "env-42") && !refuses(late, "env-42") })
+	if status := a.Status(); status.Store != "nats" || !status.Shared || status.Error != "" || status.Count != 0 {
+		t.Errorf("%+v", status)
+	}
+}
+
+func TestNATSOutage(t *testing.T) {
+	nats := startNATS(t)
+	store := identity.RevocationConfig{Store: nats.url()}
+	a, b := openRevocations(t, store, nil), openRevocations(t, store, nil)
+	eventually(t, "both to share", func() bool { return shared(a)() && shared(b)() })
+	before, err := a.Add(t.Context(), identity.Revocation{Issuer: "i", Session: "before"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the other replica to know", func() bool { return refuses(b, "before") })
+
+	nats.stop()
+	eventually(t, "the loss to show", func() bool { return !a.Status().Shared && !b.Status().Shared })
+	if s := a.Status(); s.Error == "" || !s.Ready {
+		t.Errorf("%+v", s)
+	}
+	if !refuses(a, "before") || !refuses(b, "before") {
+		t.Error("what was known is forgotten")
+	}
+	if _, err := a.Add(t.Context(), identity.Revocation{Issuer: "i", Session: "meanwhile"}); !errors.Is(err, identity.ErrNotShared) {
+		t.Errorf("revoked while nobody can be told: %v", err)
+	}
+	if !refuses(a, "meanwhile") || refuses(b, "meanwhile") {
+		t.Error("in force where it should not be, or not where it should")
+	}
+	if err := b.Delete(t.Context(), before.ID); !errors.Is(err, identity.ErrNotShared) {
+		t.Errorf("deleted while nobody can be told: %v", err)
+	}
+	if a.Status().Pending != 1 || b.Status().Pending != 1 {
+		t.Errorf("%+v, %+v", a.Status(), b.Status())
+	}
+
+	nats.start()
+	eventually(t, "both to catch up", func() bool {
+		return shared(a)() && shared(b)() && refuses(a, "meanwhile") && refuses(b, "meanwhile") && !refuses(a, "before") && !refuses(b, "before")
+	})
+}
+
+// A store that comes back empty is told what the replicas know.
+func TestNATSStoreLost(t *testing.T) {
+	nats := startNATS(t)
+	store := identity.RevocationConfig{Store: nats.url()}
+	a := openRevocations(t, store, nil)
+	eventually(t, "it to share", shared(a))
+	if _, err := a.Add(t.Context(), identity.Revocation{Issuer: "i", Session: "env-42"}); err != nil {
+		t.Fatal(err)
+	}
+	nats.stop()
+	nats.options.StoreDir = t.TempDir()
+	nats.start()
+	b := openRevocations(t, store, nil)
+	eventually(t, "a new replica to know", func() bool { return refuses(a, "env-42") && refuses(b, "env-42") })
+}
+
+// The bucket is deleted and made anew under the replicas, whose connections stay.
+func TestNATSBucketMadeAnew(t *testing.T) {
+	running := startNATS(t)
+	store := identity.RevocationConfig{Store: running.url() + "?bucket=mine"}
+	a := openRevocations(t, store, nil)
+	eventually(t, "it to share", shared(a))
+	if _, err := a.Add(t.Context(), identity.Revocation{Issuer: "i", Session: "env-42"}); err != nil {
+		t.Fatal(err)
+	}
+	kv, js := bucket(t, running.url(), "mine")
+	if _, err := kv.Get(t.Context(), a.List()[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := js.DeleteKeyValue(t.Context(), "mine"); err != nil {
+		t.Fatal(err)
+	}
+	b := openRevocations(t, store, nil)
+	eventually(t, "a new replica to know", func() bool { return refuses(a, "env-42") && refuses(b, "env-42") })
+}
+
+func bucket(t *testing.T, server, name string) (jetstream.KeyValue, jetstream.JetStream) {
+	t.Helper()
+	conn, err := nats.Connect(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	js, err := jetstream.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kv, err := js.KeyValue(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kv, js
+}
+
+// Starting without the store: who has a file goes by it, who has none lets nobody in until he knows.
+func TestNATSStartWithoutTheStore(t *testing.T) {
+	nats := startNATS(t)
+	file := filepath.Join(t.TempDir(), "revocations")
+	a := openRevocations(t, identity.RevocationConfig{Store: nats.url(), File: file}, nil)
+	eventually(t, "it to share", shared(a))
+	if _, err := a.Add(t.Context(), identity.Revocation{Issuer: "i", Session: "env-42"}); err != nil {
+		t.Fatal(err)
+	}
+	nats.stop()
+
+	withFile := openRevocations(t, identity.RevocationConfig{Store: nats.url(), File: file}, nil)
+	if !refuses(withFile, "env-42") {
+		t.Error("the file is not gone by")
+	}
+	if err := withFile.Check(&identity.Identity{Issuer: "i", Session: "other"}); err != nil {
+		t.Errorf("with a file: %v", err)
+	}
+	issuer := newIssuer(t, oidctest.Options{})
+	blind := trust(t, issuer, func(c *identity.Config) { c.Revocation.Store = nats.url() })
+	token := issuer.Token(map[string]any{"aud": forUs})
+	_, err := blind.Authenticate(bearer(token))
+	said(t, err, identity.Unavailable, token, "not known yet")
+	if blind.Status().Ready() {
+		t.Error("ready, though it does not know who is revoked")
+	}
+	nats.start()
+	eventually(t, "it to know", func() bool { _, err := blind.Authenticate(bearer(token)); return err == nil })
+	if !blind.Status().Ready() {
+		t.Errorf("%+v", blind.Status())
+	}
+}
+
+// Replicas that revoke the same at once: the latest end counts, whoever writes last.
+func TestNATSRevokingAtOnce(t *testing.T) {
+	store := identity.RevocationConfig{Store: startNATS(t).url()}
+	replicas := make([]*identity.Revocations, 4)
+	for n := range replicas {
+		replicas[n] = openRevocations(t, store, nil)
+		eventually(t, "it to share", shared(replicas[n]))
+	}
+	end := time.Now().Add(100 * time.Hour).UTC().Truncate(time.Second)
+	var wg sync.WaitGroup
+	for n, r := range replicas {
+		wg.Go(func() {
+			for session := range 20 {
+				until := end.Add(-time.Duration((n+session)%len(replicas)) * time.Hour)
+				if _, err := r.Add(t.Context(), identity.Revocation{Issuer: "i", Session: fmt.Sprint(session), Until: until}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for _, r := range replicas {
+		eventually(t, "the latest end", func() bool {
+			list := r.List()
+			for _, v := range list {
+				if !v.Until.Equal(end) {
+					return false
+				}
+			}
+			return len(list) == 20
+		})
+	}
+}
+
+func TestNATSForgetsWhatEnded(t *testing.T) {
+	clock := newClock()
+	running := startNATS(t)
+	store := identity.RevocationConfig{Store: running.url()}
+	a, b := openRevocations(t, store, clock.now), openRevocations(t, store, clock.now)
+	eventually(t, "both to share", func() bool { return shared(a)() && shared(b)() })
+	for session, until := range map[string]time.Duration{"short": time.Minute, "long": time.Hour} {
+		if _, err := a.Add(t.Context(), identity.Revocation{Issuer: "i", Session: session, Until: clock.now().Add(until)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the other replica to know", func() bool { return refuses(b, "short") && refuses(b, "long") })
+	clock.pass(2 * time.Minute)
+	if n := a.ForgetEnded(); n != 1 {
+		t.Errorf("%d are forgotten", n)
+	}
+	b.ForgetEnded() // unless it heard from the store already
+	kv, _ := bucket(t, running.url(), "sluice_revocations")
+	keys, err := kv.Keys(t.Context())
+	if err != nil || len(keys) != 1 {
+		t.Errorf("the store has %v, %v", keys, err)
+	}
+	if !refuses(a, "long") || !refuses(b, "long") {
+		t.Error("the other is forgotten too")
+	}
+}
+
+// What somebody else wrote into the bucket neither stops nor changes anything.
+func TestNATSForeignEntries(t *testing.T) {
+	running := startNATS(t)
+	store := identity.RevocationConfig{Store: running.url()}
+	a := openRevocations(t, store, nil)
+	eventually(t, "it to share", shared(a))
+	kv, _ := bucket(t, running.url(), "sluice_revocations")
+	for key, value := range map[string]string{"x": "no json", "y": `{"id":"y","issuer":"i","session":"victim","until":"2099-01-01T00:00:00Z"}`} {
+		if _, err := kv.PutString(t.Context(), key, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := a.Add(t.Context(), identity.Revocation{Issuer: "i", Session: "mine"}); err != nil {
+		t.Fatal(err)
+	}
+	b := openRevocations(t, store, nil)
+	eventually(t, "a new replica to know", func() bool { return refuses(b, "mine") })
+	if refuses(b, "victim") || len(b.List()) != 1 {
+		t.Errorf("%+v", b.List())
+	}
+}
+
+// Three servers; one is killed, and revocations go on within the second.
+func TestNATSCluster(t *testing.T) {
+	if testing.Short() {
+		t.Skip("three servers")
+	}
+	ports := []int{freePort(t), freePort(t), freePort(t)}
+	var routes []*url.URL
+	for _, port := range ports {
+		routes = append(routes, &url.URL{Scheme: "nats", Host: fmt.Sprintf("127.0.0.1:%d", port)})
+	}
+	var servers []*natsServer
+	var names []string
+	var starting sync.WaitGroup
+	servers = make([]*natsServer, len(ports))
+	for n := range ports {
+		options := func(o *server.Options) {
+			o.ServerName = fmt.Sprint("n", n)
+			o.Cluster = server.ClusterOpts{Name: "c", Host: "127.0.0.1", Port: ports[n]}
+			o.Routes = routes
+		}
+		starting.Go(func() { servers[n] = startNATS(t, options) })
+	}
+	starting.Wait()
+	for _, s := range servers {
+		names = append(names, s.url())
+	}
+	store := identity.RevocationConfig{Store: strings.Join(names, ",")}
+	a, b := openRevocations(t, store, nil), openRevocations(t, store, nil)
+	for deadline := time.Now().Add(60 * time.Second); !shared(a)() || !shared(b)(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not shared: %+v", a.Status())
+		}
+	}
+	kv, js := bucket(t, names[0], "sluice_revocations")
+	stream, err := js.Stream(t.Context(), "KV_sluice_revocations")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if replicas := stream.CachedInfo().Config.Replicas; replicas != 3 {
+		t.Errorf("%d replicas of the bucket", replicas)
+	}
+	if _, err := kv.Status(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Add(t.Context(), identity.Revocation{Issuer: "i", Session: "before"}); err != nil {
+		t.Fatal(err)
+	}
+	servers[0].stop()
+	if !refuses(a, "before") {
+		t.Error("forgotten")
+	}
+	// The revocation holds at once where it was made; the others know it as soon as the cluster has a leader again.
+	if _, err := a.Add(t.Context(), identity.Revocation{Issuer: "i", Session: "during"}); err != nil && !errors.Is(err, identity.ErrNotShared) {
+		t.Error(err)
+	}
+	for deadline := time.Now().Add(60 * time.Second); !refuses(b, "before") || !refuses(b, "during"); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the other replica does not know: %+v", b.Status())
+		}
+	}
+	eventually(t, "both to share again", func() bool { return shared(a)() && shared(b)() })
+	// One of the watches may have died with the server, unnoticed so far.
+	began := time.Now()
+	if _, err := b.Add(t.Context(), identity.Revocation{Issuer: "i", Session: "after"}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the other replica to know", func() bool { return refuses(a, "after") })
+	t.Logf("with two of three servers known everywhere after %v", time.Since(began))
+}
