@@ -37,6 +37,9 @@ func (c *call) listBuckets() {
 		}
 		for _, bucket := range buckets {
 			if c.proxy.backendOf(bucket.Name) == b {
+				if bucket.Region == "" {
+					bucket.Region = b.Region
+				}
 				all = append(all, bucket)
 			}
 		}

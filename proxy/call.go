@@ -135,7 +135,7 @@ func (c *call) refuse(err error) {
 	c.event.Outcome = outcome
 	if outcome == audit.Failed {
 		c.proxy.Log.Warn("request failed", slog.String("id", c.event.ID), slog.String("operation", c.event.Operation),
-			slog.String("backend", c.event.Backend.Name), slog.String("code", e.Code), slog.Any("error", cause(err)))
+			slog.String("backend", c.event.Backend.Name), slog.String("code", e.Code), slog.Any("error", cause(err)), slog.String("hint", hint(err)))
 	}
 	if c.out.started() {
 		panic(http.ErrAbortHandler)

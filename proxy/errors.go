@@ -118,6 +118,8 @@ func identityError(e *identity.Error) (*s3wire.Error, audit.Outcome) {
 
 func signerError(e *signer.Error) (*s3wire.Error, audit.Outcome) {
 	switch e.Kind {
+	case signer.Expired:
+		return &s3wire.Error{Code: "ExpiredToken", Message: e.Message}, audit.Refused
 	case signer.RoleNotAllowed, signer.NoToken:
 		return &s3wire.Error{Code: "AccessDenied", Message: e.Message}, audit.Refused
 	case signer.Denied:
@@ -132,6 +134,14 @@ func cause(err error) error {
 		return below
 	}
 	return err
+}
+
+// hint is what the operator can do about err, "" where nothing is known.
+func hint(err error) string {
+	if e, ok := errors.AsType[*signer.Error](err); ok {
+		return e.Hint
+	}
+	return ""
 }
 
 func noBackend(bucket string) error {

@@ -45,6 +45,7 @@ type Backend struct {
 	Name       string
 	Buckets    []string // globs over bucket names
 	Endpoint   *url.URL // scheme and host only
+	Region     string   // of buckets whose own the backend does not tell
 	PathStyle  bool
 	StrictKeys bool // refuse keys that only AWS takes literally
 	Signer     *signer.Signer

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"reflect"
 	"strings"
 	"time"
 
@@ -26,15 +27,32 @@ import (
 // parts is all that one configuration makes. A reload makes new ones and keeps what must outlive it: the audit
 // log, the revocations and the issuers' keys.
 type parts struct {
-	config *Config
-	auth   *identity.Authenticator
-	policy *policy.Engine
-	proxy  *proxy.Proxy
-	stop   context.CancelFunc // ends the parts' background work
+	config  *Config
+	auth    *identity.Authenticator
+	policy  *policy.Engine
+	proxy   *proxy.Proxy
+	signers []*signer.Signer   // of the backends, in their order
+	stop    context.CancelFunc // ends the parts' background work
+}
+
+// signerOf is the signer of a backend that a reload did not change: with it its sessions live on. A new one would
+// ask STS again for everybody at once.
+func (p *parts) signerOf(b *Backend) *signer.Signer {
+	if p == nil {
+		return nil
+	}
+	for i := range p.config.Backends {
+		old := &p.config.Backends[i]
+		if old.Region == b.Region && old.CAFile == b.CAFile && reflect.DeepEqual(old.Credentials, b.Credentials) && b.Credentials.Static == nil {
+			return p.signers[i]
+		}
+	}
+	return nil
 }
 
 // lasting is what outlives a reload.
 type lasting struct {
+	ctx    context.Context // of the process: signers go from one reload to the next
 	audit  *audit.Log
 	log    *slog.Logger
 	meter  metric.Meter
@@ -76,8 +94,16 @@ func build(ctx context.Context, c *Config, keep lasting, previous *parts) (_ *pa
 	}
 	backends := make([]proxy.Backend, len(c.Backends))
 	for i := range c.Backends {
-		if backends[i], err = c.Backends[i].build(ctx, c.Limits); err != nil {
-			return nil, fmt.Errorf("backends[%d]: %w", i, err)
+		b := &c.Backends[i]
+		s := previous.signerOf(b)
+		if s == nil {
+			if s, err = signer.New(keep.ctx, b.Credentials, signer.Options{Region: b.Region, CAFile: b.CAFile}); err != nil {
+				return nil, fmt.Errorf("backends[%d].credentials: %w", i, err)
+			}
+		}
+		p.signers = append(p.signers, s)
+		if backends[i], err = b.build(s, c.Limits); err != nil {
+			return nil, fmt.Errorf("backends[%d].%w", i, err)
 		}
 	}
 	trusted, err := parsePrefixes(c.Listen.TrustedProxies)
@@ -100,7 +126,7 @@ func build(ctx context.Context, c *Config, keep lasting, previous *parts) (_ *pa
 }
 
 // build makes the backend that b describes.
-func (b *Backend) build(ctx context.Context, limits Limits) (proxy.Backend, error) {
+func (b *Backend) build(s *signer.Signer, limits Limits) (proxy.Backend, error) {
 	endpoint, err := b.url()
 	if err != nil {
 		return proxy.Backend{}, err
@@ -109,12 +135,8 @@ func (b *Backend) build(ctx context.Context, limits Limits) (proxy.Backend, erro
 	if err != nil {
 		return proxy.Backend{}, err
 	}
-	s, err := signer.New(ctx, b.Credentials, signer.Options{Region: b.Region, CAFile: b.CAFile})
-	if err != nil {
-		return proxy.Backend{}, fmt.Errorf("credentials: %w", err)
-	}
 	return proxy.Backend{
-		Name: b.Name, Buckets: b.Buckets, Endpoint: endpoint, PathStyle: b.PathStyle || isAddress(endpoint.Hostname()),
+		Name: b.Name, Buckets: b.Buckets, Endpoint: endpoint, Region: b.Region, PathStyle: b.PathStyle || isAddress(endpoint.Hostname()),
 		StrictKeys: b.Keys == "strict", Signer: s, Transport: transport, Propagate: b.TraceContext,
 	}, nil
 }
