@@ -2,9 +2,11 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -40,6 +42,8 @@ func TestPasting(t *testing.T) {
 		t.Fatalf("not invited: %v\n%s", <-ended, out)
 	}
 
+	// The aws CLI keeps sessions in the home directory. pyenv, which many have it by, keeps itself there.
+	homeless := append(os.Environ(), "HOME="+t.TempDir(), "PYENV_ROOT="+cmp.Or(os.Getenv("PYENV_ROOT"), filepath.Join(os.Getenv("HOME"), ".pyenv")))
 	dir := ""
 	for _, section := range strings.Split(out.String(), "\n  # ")[1:] {
 		title, commands, _ := strings.Cut(section, "\n")
@@ -57,7 +61,7 @@ func TestPasting(t *testing.T) {
 			continue
 		}
 		shell := exec.CommandContext(t.Context(), "bash", "-ec", commands)
-		shell.Dir = dir
+		shell.Dir, shell.Env = dir, homeless
 		answer, err := shell.CombinedOutput()
 		if err != nil {
 			t.Errorf("%s: %v\n%s\n%s", title, err, commands, answer)
