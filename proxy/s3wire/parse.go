@@ -103,13 +103,12 @@ func (op *Operation) find(r *http.Request, q *query) (*entry, error) {
 	}
 	at := op.level()
 	source := noSource
-	switch {
-	case q.names(r, headerCopySource):
+	switch { // of other methods, these headers are refused as any that they do not have
+	case m == put && q.names(r, headerCopySource):
 		source = copySource
-	case q.names(r, headerRenameSource):
+	case m == put && q.names(r, headerRenameSource):
 		source = renameSource
-	}
-	if m == post && (q.names(r, headerRequestRoute) || q.names(r, headerRequestToken)) {
+	case m == post && (q.names(r, headerRequestRoute) || q.names(r, headerRequestToken)):
 		return byName["WriteGetObjectResponse"], nil
 	}
 	if at == service && q.id == "ListDirectoryBuckets" {
@@ -146,11 +145,8 @@ func (op *Operation) find(r *http.Request, q *query) (*entry, error) {
 	if source == noSource && len(others) > 0 {
 		return nil, errorf("MethodNotAllowed", "S3 has no %s on %s; it has %s", op.Method, describe(at, q), strings.Join(others, ", "))
 	}
-	if source != noSource && m == put {
-		return nil, errorf("InvalidRequest", "no operation of S3 is a PUT on %s with a copy or rename source", describe(at, q))
-	}
 	if source != noSource {
-		return nil, errorf("InvalidRequest", "a copy or rename source goes with PUT, not with %s", op.Method)
+		return nil, errorf("InvalidRequest", "no operation of S3 is a PUT on %s with a copy or rename source", describe(at, q))
 	}
 	return nil, errorf("InvalidRequest", "no operation of S3 is a %s on %s", op.Method, describe(at, q))
 }
