@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/sluice-s3/sluice/audit"
 )
 
 // Exit statuses: 1 is something that failed, 2 is a command that was not understood.
@@ -23,7 +25,7 @@ type commands struct {
 	Check       checkCommand       `cmd:"" help:"Look for mistakes in a configuration."`
 	Credentials credentialsCommand `cmd:"" help:"Exchange the workspace token for AWS credentials (credential_process)."`
 	Policy      policyCommands     `cmd:"" help:"Test policies."`
-	Audit       auditCommands      `cmd:"" help:"Verify the audit log."`
+	Audit       auditCommands      `cmd:"" help:"Read and verify the audit log."`
 	Version     versionCommand     `cmd:"" help:"Print version, commit and Go version."`
 }
 
@@ -43,6 +45,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		kong.Exit(func(code int) { exit = code }),
 		kong.Help(helpWithExample),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+		kong.Vars{"columns": strings.Join(audit.QueryColumns(), ", ")},
 		kong.BindTo(stdout, (*io.Writer)(nil)),
 	)
 	if err != nil {
