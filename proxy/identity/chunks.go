@@ -14,6 +14,7 @@ type ChunkSignatures struct {
 	mac    hash.Hash // keyed with the request's signing key
 	middle string    // of each string to sign: time and scope, a line each
 	last   [sha256.Size * 2]byte
+	sum    [sha256.Size]byte // scratch, as buffer is
 	buffer []byte
 	failed bool
 }
@@ -54,8 +55,7 @@ func (c *ChunkSignatures) verify(algorithm, between, signature string, sum [sha2
 
 	c.mac.Reset()
 	c.mac.Write(b)
-	var raw [sha256.Size]byte
-	hex.Encode(c.last[:], c.mac.Sum(raw[:0]))
+	hex.Encode(c.last[:], c.mac.Sum(c.sum[:0]))
 	// A body that failed once stays failed, whatever its reader does next.
 	if len(signature) != len(c.last) || subtle.ConstantTimeCompare([]byte(signature), c.last[:]) != 1 {
 		c.failed = true

@@ -48,6 +48,7 @@ func startStore(t *testing.T, tls bool) *store {
 	s := &store{w: start(t), objects: map[string][]byte{}, hashes: map[string]bool{}, methods: map[string]bool{}}
 	s.Server = httptest.NewUnstartedServer(s)
 	if tls {
+		s.EnableHTTP2 = true // Go's clients take it, the others stay on 1.1
 		s.StartTLS()
 	} else {
 		s.Start()

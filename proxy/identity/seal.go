@@ -220,21 +220,21 @@ var compressors = sync.Pool{New: func() any {
 	return w
 }}
 
-// decodeIdentity is the reverse of encodeIdentity.
-func decodeIdentity(compressed []byte) (*sealedIdentity, map[string]any, error) {
+// decodeIdentity is the reverse of encodeIdentity. size is what there was before compression.
+func decodeIdentity(compressed []byte) (s *sealedIdentity, claims map[string]any, size int, err error) {
 	plain, err := io.ReadAll(io.LimitReader(flate.NewReaderDict(bytes.NewReader(compressed), []byte(dictionary)), maxOpened+1))
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, 0, err
 	}
 	if len(plain) > maxOpened {
-		return nil, nil, errTooLarge
+		return nil, nil, 0, errTooLarge
 	}
-	var s sealedIdentity
-	if err := json.Unmarshal(plain, &s); err != nil {
-		return nil, nil, err
+	s = &sealedIdentity{}
+	if err := json.Unmarshal(plain, s); err != nil {
+		return nil, nil, 0, err
 	}
-	claims, err := s.claims()
-	return &s, claims, err
+	claims, err = s.claims()
+	return s, claims, len(plain), err
 }
 
 func (s *sealedIdentity) claims() (map[string]any, error) {

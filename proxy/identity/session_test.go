@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -573,4 +574,31 @@ func TestT07SessionTokenIsSealed(t *testing.T) {
 func sum(body string) string {
 	s := sha256.Sum256([]byte(body))
 	return hex.EncodeToString(s[:])
+}
+
+// All requests of a session share one identity, however many come first.
+func TestSessionInParallel(t *testing.T) {
+	w := start(t)
+	session := w.session(nil)
+	var group sync.WaitGroup
+	ids := make([][2]*identity.Identity, 16)
+	for i := range ids {
+		signed := w.signed(session, "GET", fmt.Sprintf("http://s3.example.com/b/%d?prefix=%d", i, i), "", "")
+		presigned := w.presigned(session, "GET", fmt.Sprintf("http://s3.example.com/b/%d", i), time.Minute)
+		group.Go(func() {
+			for j, r := range []*http.Request{signed, presigned} {
+				if proof, err := w.Authenticate(r); err != nil {
+					t.Error(err)
+				} else {
+					ids[i][j] = proof.Identity
+				}
+			}
+		})
+	}
+	group.Wait()
+	for i := range ids {
+		if ids[i] != ids[0] {
+			t.Error("one session has several identities")
+		}
+	}
 }

@@ -20,7 +20,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
 // SessionsConfig is `sessions`.
@@ -68,12 +68,8 @@ type sessions struct {
 type keyring struct {
 	file   []byte // what the keys were read from
 	keys   []sealingKey
-	opened *lru.Cache[uint64, *session] // by a hash of the token under seed, which makes it nobody's to choose
-	seed   maphash.Seed
+	opened *openSessions
 }
-
-// openedSessions bounds the memory for sessions that are open: at some 5 KiB each.
-const openedSessions = 8192
 
 // newSessions reads the keys, and keeps them current until ctx ends. previous, where not nil, lends the key of a
 // process that has no key file, so that a reload of the configuration ends no session.
@@ -84,7 +80,8 @@ func newSessions(ctx context.Context, c SessionsConfig, previous *sessions) (*se
 	}
 	if s.keyFile == "" {
 		if previous != nil && previous.keyFile == "" {
-			return s, s.use(nil, previous.ring.Load().keys)
+			s.use(nil, previous.ring.Load().keys)
+			return s, nil
 		}
 		var secret [32]byte
 		rand.Read(secret[:])
@@ -92,7 +89,8 @@ func newSessions(ctx context.Context, c SessionsConfig, previous *sessions) (*se
 		if err != nil {
 			return nil, fmt.Errorf("sessions: %w", err)
 		}
-		return s, s.use(nil, []sealingKey{key})
+		s.use(nil, []sealingKey{key})
+		return s, nil
 	}
 	if err := s.reload(); err != nil {
 		return nil, err
@@ -139,16 +137,12 @@ func (s *sessions) reload() error {
 	if ring := s.ring.Load(); ring != nil && bytes.Equal(ring.file, file) {
 		return nil
 	}
-	return s.use(file, keys)
+	s.use(file, keys)
+	return nil
 }
 
-func (s *sessions) use(file []byte, keys []sealingKey) error {
-	opened, err := lru.New[uint64, *session](openedSessions)
-	if err != nil {
-		return err
-	}
-	s.ring.Store(&keyring{file: file, keys: keys, opened: opened, seed: maphash.MakeSeed()})
-	return nil
+func (s *sessions) use(file []byte, keys []sealingKey) {
+	s.ring.Store(&keyring{file: file, keys: keys, opened: newOpenSessions()})
 }
 
 // readSessionKeys reads a key file. Its errors show nothing of what the file has in it.
@@ -271,6 +265,7 @@ type sessionNameKey struct{}
 // session is an open session token.
 type session struct {
 	token       string
+	size        int // of what was sealed, before compression
 	accessKeyID string
 	secret      string
 	expires     time.Time
@@ -337,30 +332,81 @@ func (s *sessions) open(token string, accept func(*Identity) error) (*session, e
 		return nil, errNotSealed
 	}
 	ring := s.ring.Load()
-	hash := maphash.String(ring.seed, token)
-	if opened, ok := ring.opened.Get(hash); ok && opened.token == token {
+	if opened := ring.opened.get(token); opened != nil {
 		return opened, nil
 	}
 	plain, d, err := open(ring.keys, token)
 	if err != nil {
 		return nil, err
 	}
-	sealed, claims, err := decodeIdentity(plain)
+	sealed, claims, size, err := decodeIdentity(plain)
 	if err != nil {
 		return nil, err
 	}
 	opened := &session{
-		token: strings.Clone(token), accessKeyID: d.accessKeyID, secret: d.secret, expires: time.Unix(sealed.Expires, 0),
+		token: strings.Clone(token), size: size, accessKeyID: d.accessKeyID, secret: d.secret, expires: time.Unix(sealed.Expires, 0),
 		sealed: sealed, identity: sealed.identity("session", claims),
 	}
 	if err := accept(opened.identity); err != nil {
 		return nil, err
 	}
-	// All requests of a session shall share one identity, and so what is derived from it.
-	if first, ok, _ := ring.opened.PeekOrAdd(hash, opened); ok && first.token == token {
-		return first, nil
+	return ring.opened.add(opened), nil
+}
+
+// maxOpenBytes bounds the sessions that are kept open by what was sealed in them; in memory they are some times that.
+const maxOpenBytes = 16 << 20
+
+// openSessions keeps sessions that were opened, the least recently used going first. Only what this proxy sealed gets
+// in, so nobody without a token can push others out.
+type openSessions struct {
+	seed maphash.Seed // makes the hashes that sessions are kept by nobody's to choose
+
+	mu    sync.Mutex // guards all below
+	lru   *simplelru.LRU[uint64, *session]
+	bytes int
+}
+
+func newOpenSessions() *openSessions {
+	o := &openSessions{seed: maphash.MakeSeed()}
+	var err error
+	// The count only has to be out of reach: no session has less than 64 bytes.
+	o.lru, err = simplelru.NewLRU(maxOpenBytes/64, func(_ uint64, s *session) { o.bytes -= s.size })
+	if err != nil {
+		panic(err) // only for a size below 1
 	}
-	return opened, nil
+	return o
+}
+
+// get is the open session of token, or nil.
+func (o *openSessions) get(token string) *session {
+	hash := maphash.String(o.seed, token)
+	o.mu.Lock()
+	s, ok := o.lru.Get(hash)
+	o.mu.Unlock()
+	if !ok || s.token != token {
+		return nil
+	}
+	return s
+}
+
+// add keeps s, and returns the one that another request opened meanwhile: all requests of a session shall share one
+// identity, and so what is derived from it.
+func (o *openSessions) add(s *session) *session {
+	hash := maphash.String(o.seed, s.token)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if first, ok := o.lru.Get(hash); ok {
+		if first.token == s.token {
+			return first
+		}
+		o.lru.Remove(hash) // or else replacing it would count twice
+	}
+	o.lru.Add(hash, s)
+	o.bytes += s.size
+	for o.bytes > maxOpenBytes {
+		o.lru.RemoveOldest()
+	}
+	return s
 }
 
 // presignedIdentity is the session's identity as presigned URLs show it, so that policy can tell.

@@ -137,7 +137,6 @@ func (a *Authenticator) verifySigned(r *http.Request, s signature, token, servic
 // authenticatePresigned verifies a request that is signed in its query: a presigned URL. Whoever has the URL can
 // add headers to it, so none of S3's counts unless it was signed: an unsigned x-amz-* header is refused.
 func (a *Authenticator) authenticatePresigned(r *http.Request) (*Proof, error) {
-	defer removeCredentials(r)
 	now := a.now()
 	s, token, lifetime, err := readPresigned(r)
 	if err != nil {
