@@ -79,7 +79,7 @@ var paramNames = []paramName{
 	{"response-content-language", text}, {"response-content-type", text}, {"response-expires", text}, {"restore", flag}, {"retention", flag},
 	{"select", flag}, {"select-type", two}, {"session", flag}, {"start-after", text}, {"tagging", flag}, {"torrent", flag},
 	{"upload-id-marker", text}, {"uploadId", nonzero}, {"uploads", flag}, {"version-id-marker", text}, {"versionId", nonzero}, {"versioning", flag},
-	{"versions", flag}, {"website", flag},
+	{"versions", flag}, {"website", flag}, {"withUpdatedAt", text},
 }
 
 var paramIDs = func() map[string]paramID {
