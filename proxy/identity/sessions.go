@@ -205,7 +205,7 @@ type Session struct {
 }
 
 // Issue exchanges an OIDC token, verified as at every other door, for session credentials. They expire with the
-// token, or before. Its errors are *Error.
+// token, or before. Its errors are *Error, but for a fault of its own.
 func (a *Authenticator) Issue(ctx context.Context, token string, request IssueRequest) (*Session, error) {
 	if request.Duration != 0 && (request.Duration < minDuration || request.Duration > maxDuration) {
 		return nil, refusal(Malformed, "the duration of a session must be between %d and %d seconds", minDuration/time.Second, maxDuration/time.Second)

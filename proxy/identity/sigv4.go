@@ -76,13 +76,18 @@ func (a *Authenticator) authenticateSigned(r *http.Request) (*Proof, error) {
 // AuthenticateSTS verifies a request to STS whose form is body: signed for the service "sts", or a bearer of an
 // OIDC token. Like Authenticate it takes the credentials out of r.
 func (a *Authenticator) AuthenticateSTS(r *http.Request, body []byte) (*Proof, error) {
+	defer removeCredentials(r)
+	if found, err := hasQueryCredentials(r.URL.RawQuery); err != nil {
+		return nil, err
+	} else if found {
+		return nil, refusal(Malformed, "credentials in the query of a request to STS: sign it in the Authorization header")
+	}
 	scheme, _, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	tokens := r.Header["X-Amz-Security-Token"]
 	if scheme != algorithm || len(r.Header["Authorization"]) > 1 || len(tokens) == 1 && isOIDCToken(tokens[0]) {
 		// Not a signature that means anything: the same doors as everywhere, none of which knows STS's scope.
 		return a.Authenticate(r)
 	}
-	defer removeCredentials(r)
 	s, token, err := readSigned(r)
 	if err != nil {
 		return nil, err
@@ -176,32 +181,33 @@ func readPresigned(r *http.Request) (s signature, token string, lifetime time.Du
 	if c.params, err = parseQuery(c.params[:0], r.URL.RawQuery); err != nil {
 		return s, "", 0, refusal(Malformed, "the query cannot be read: %v", err)
 	}
-	var given struct{ algorithm, credential, date, expires, hash presignParameter }
-	var signedHeaders, signatureHex, sessionToken presignParameter
+	var given struct {
+		algorithm, credential, date, expires, signedHeaders, signature, token, hash presignParameter
+	}
 	for _, p := range c.params {
 		var into *presignParameter
-		switch {
-		case strings.EqualFold(p.name, "X-Amz-Algorithm"):
+		switch name := strings.ToLower(p.name); name {
+		case "x-amz-algorithm":
 			into = &given.algorithm
-		case strings.EqualFold(p.name, "X-Amz-Credential"):
+		case "x-amz-credential":
 			into = &given.credential
-		case strings.EqualFold(p.name, "X-Amz-Date"):
+		case "x-amz-date":
 			into = &given.date
-		case strings.EqualFold(p.name, "X-Amz-Expires"):
+		case "x-amz-expires":
 			into = &given.expires
-		case strings.EqualFold(p.name, "X-Amz-SignedHeaders"):
-			into = &signedHeaders
-		case strings.EqualFold(p.name, "X-Amz-Signature"):
-			into = &signatureHex
-		case strings.EqualFold(p.name, "X-Amz-Security-Token"):
-			into = &sessionToken
-		case strings.EqualFold(p.name, "X-Amz-Content-Sha256"):
+		case "x-amz-signedheaders":
+			into = &given.signedHeaders
+		case "x-amz-signature":
+			into = &given.signature
+		case "x-amz-security-token":
+			into = &given.token
+		case "x-amz-content-sha256":
 			into = &given.hash
-		case strings.EqualFold(p.name, "AWSAccessKeyId"), strings.EqualFold(p.name, "Signature"):
+		case "awsaccesskeyid", "signature":
 			return s, "", 0, refusal(Malformed, "the URL is presigned with signature version 2; only version 4 is accepted: set signature_version = s3v4 (aws configure set default.s3.signature_version s3v4) and presign again")
-		case strings.EqualFold(p.name, "X-Amz-S3session-Token"):
+		case "x-amz-s3session-token":
 			return s, "", 0, refusal(Malformed, "S3 Express sessions are not supported: presign with X-Amz-Security-Token instead")
-		case strings.EqualFold(p.name, "X-Amz-Region-Set"):
+		case "x-amz-region-set":
 			return s, "", 0, refusal(Malformed, "the URL is presigned with SigV4A; only %s is accepted: set signature_version = s3v4 and one region", algorithm)
 		default:
 			continue
@@ -215,7 +221,7 @@ func readPresigned(r *http.Request) (s signature, token string, lifetime time.Du
 		presignParameter
 	}{
 		{"X-Amz-Algorithm", given.algorithm}, {"X-Amz-Credential", given.credential}, {"X-Amz-Date", given.date}, {"X-Amz-Expires", given.expires},
-		{"X-Amz-SignedHeaders", signedHeaders}, {"X-Amz-Signature", signatureHex},
+		{"X-Amz-SignedHeaders", given.signedHeaders}, {"X-Amz-Signature", given.signature},
 	} {
 		if !needed.present {
 			return s, "", 0, refusal(Malformed, "the query has a part of a presigned URL's signature but no %s: presign it again, and pass the URL on whole", needed.name)
@@ -227,10 +233,10 @@ func readPresigned(r *http.Request) (s signature, token string, lifetime time.Du
 	if err := s.setCredential(given.credential.value); err != nil {
 		return s, "", 0, err
 	}
-	if err := s.setSignedHeaders(signedHeaders.value); err != nil {
+	if err := s.setSignedHeaders(given.signedHeaders.value); err != nil {
 		return s, "", 0, err
 	}
-	if err := s.setHex(signatureHex.value); err != nil {
+	if err := s.setHex(given.signature.value); err != nil {
 		return s, "", 0, err
 	}
 	if s.stamp, s.time, err = parseStamp(given.date.value, "X-Amz-Date"); err != nil {
@@ -239,14 +245,14 @@ func readPresigned(r *http.Request) (s signature, token string, lifetime time.Du
 	if lifetime, err = parseLifetime(given.expires.value); err != nil {
 		return s, "", 0, err
 	}
-	if isOIDCToken(sessionToken.value) {
+	if isOIDCToken(given.token.value) {
 		return s, "", 0, refusal(Malformed, "the presigned URL has an OIDC token as X-Amz-Security-Token, so whoever gets the URL gets the token: exchange the token for session credentials (AWS_WEB_IDENTITY_TOKEN_FILE) and presign with those. Do not pass this URL on")
 	}
 	if s.payloadHash, err = presignedHash(r, given.hash); err != nil {
 		return s, "", 0, err
 	}
 	s.except = "X-Amz-Signature"
-	return s, sessionToken.value, lifetime, nil
+	return s, given.token.value, lifetime, nil
 }
 
 // presignParameter is one of the query parameters that make a presigned URL.
@@ -259,14 +265,10 @@ func (p *presignParameter) set(from param) error {
 	if p.present {
 		return refusal(Malformed, "the query parameter %s is repeated", http.CanonicalHeaderKey(from.name))
 	}
-	switch from.name {
-	case "X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires", "X-Amz-SignedHeaders", "X-Amz-Signature", "X-Amz-Security-Token":
-	default:
-		// S3 knows these in this spelling alone. Others are headers to some servers and nothing to the rest. The hash
-		// is one of the headers that clients move to the query, in whatever case.
-		if strings.EqualFold(from.name, "X-Amz-Content-Sha256") {
-			break
-		}
+	// S3 knows its own parameters in this spelling alone. Others are headers to some servers and nothing to the rest.
+	own := []string{"X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires", "X-Amz-SignedHeaders", "X-Amz-Signature", "X-Amz-Security-Token"}
+	// The hash is one of the headers that clients move to the query, in whatever case.
+	if !slices.Contains(own, from.name) && !strings.EqualFold(from.name, "X-Amz-Content-Sha256") {
 		return refusal(Malformed, "the query parameter %.60q must be written as S3 writes it, X-Amz-…", from.name)
 	}
 	*p = presignParameter{from.value, true}

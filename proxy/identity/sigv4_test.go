@@ -679,7 +679,13 @@ func TestAuthenticateSTS(t *testing.T) {
 	wantKind(t, "no hash", err, identity.BadSignature)
 	_, err = w.AuthenticateSTS(request("POST", "http://s3.example.com/", form), []byte(form))
 	wantKind(t, "nothing", err, identity.Missing)
+	_, err = w.AuthenticateSTS(w.presigned(session, "POST", "http://s3.example.com/", time.Minute), []byte(form))
+	wantKind(t, "presigned for s3", err, identity.Malformed)
 	r := sign(session, "sts", form)
+	r.URL.RawQuery = "X-Amz-Security-Token=x"
+	_, err = w.AuthenticateSTS(r, []byte(form))
+	wantKind(t, "signed, and credentials in the query", err, identity.Malformed)
+	r = sign(session, "sts", form)
 	r.Header.Set("X-Amz-Content-Sha256", sum(form))
 	_, err = w.Authenticate(r)
 	wantKind(t, "signed for sts, sent to s3", err, identity.Malformed)
