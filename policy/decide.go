@@ -28,36 +28,82 @@ type answer struct {
 
 // decide asks about every access and joins the answers.
 func (s *snapshot) decide(e *evaluation, q *Question) (*Decision, error) {
-	if err := q.check(); err != nil {
-		return nil, err
-	}
-	operation, request := stringTerm(q.Operation), requestTerm(q.Request)
 	answers := make([]answer, len(q.Accesses))
-	for i := range q.Accesses {
-		input := accessInput(&q.Accesses[i], operation, q.Subject.identity, request)
-		if err := s.ask(e, input, &answers[i]); err != nil {
-			return nil, fmt.Errorf("decide %s by policy %s: %w", q.Accesses[i].Action, s.revision, err)
-		}
+	err := s.each(e, q, func(i int, in *asking) error { return in.ask(&answers[i]) })
+	if err != nil {
+		return nil, err
 	}
 	return s.join(answers), nil
 }
 
 // allowed asks about every access by itself.
 func (s *snapshot) allowed(e *evaluation, q *Question) ([]bool, error) {
-	if err := q.check(); err != nil {
+	allowed := make([]bool, len(q.Accesses))
+	err := s.each(e, q, func(i int, in *asking) error {
+		var a answer
+		err := in.askAllow(&a)
+		allowed[i] = a.allow
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
-	operation, request := stringTerm(q.Operation), requestTerm(q.Request)
-	allowed := make([]bool, len(q.Accesses))
-	for i := range q.Accesses {
-		var a answer
-		input := accessInput(&q.Accesses[i], operation, q.Subject.identity, request)
-		if err := s.askAllow(e, input, topdown.NewVirtualCache(), &a); err != nil {
-			return nil, fmt.Errorf("decide %s by policy %s: %w", q.Accesses[i].Action, s.revision, err)
-		}
-		allowed[i] = a.allow
-	}
 	return allowed, nil
+}
+
+// each makes ready to ask about one access after the other.
+func (s *snapshot) each(e *evaluation, q *Question, ask func(i int, in *asking) error) error {
+	if err := q.check(); err != nil {
+		return err
+	}
+	in := asking{snapshot: s, evaluation: e, question: q}
+	if !e.plain {
+		if in.machine = s.program.machine(e, q, e.slot); in.machine != nil {
+			defer in.machine.release()
+		}
+	}
+	for i := range q.Accesses {
+		in.begin(&q.Accesses[i])
+		if err := ask(i, &in); err != nil {
+			return fmt.Errorf("decide %s by policy %s: %w", q.Accesses[i].Action, s.revision, err)
+		}
+	}
+	return nil
+}
+
+// asking is one question being asked, an access at a time.
+type asking struct {
+	*snapshot
+	*evaluation
+	question *Question
+	machine  *machine // nil = OPA answers all
+
+	operation, request *ast.Term // for OPA, made when it is first asked
+	access             *Access
+	input              *ast.Term
+	cache              topdown.VirtualCache // what OPA evaluated for this access
+}
+
+func (in *asking) begin(a *Access) {
+	in.access, in.input = a, nil
+	if in.machine != nil {
+		in.machine.begin(a)
+	}
+}
+
+// run gives the value of each defined rule of a stage to found.
+func (in *asking) run(stage int, q *query, found func(name string, v ast.Value)) error {
+	if q == nil || in.machine != nil && in.machine.answer(stage, found) {
+		return nil
+	}
+	if in.operation == nil {
+		in.operation, in.request = stringTerm(in.question.Operation), requestTerm(in.question.Request)
+	}
+	if in.input == nil {
+		in.input = accessInput(in.access, in.operation, in.question.Subject.identity, in.request)
+		in.cache = topdown.NewVirtualCache()
+	}
+	return in.snapshot.run(q, in.evaluation, in.input, in.cache, found)
 }
 
 var errNoAccess = errors.New("a question without an access: nothing is allowed by asking nothing")
@@ -74,20 +120,19 @@ func (q *Question) check() error {
 	return nil
 }
 
-// ask evaluates the rules for one access. The three queries share what they evaluate of the policy's helpers.
-func (s *snapshot) ask(e *evaluation, input *ast.Term, a *answer) error {
-	cache := topdown.NewVirtualCache()
-	if err := s.askAllow(e, input, cache, a); err != nil {
+// ask evaluates the rules for one access. The stages share what they evaluate of the policy's helpers.
+func (in *asking) ask(a *answer) error {
+	if err := in.askAllow(a); err != nil {
 		return err
 	}
-	if a.allow && s.terms != nil {
-		if err := s.run(s.terms, e, input, cache, a.readTerm); err != nil {
+	if a.allow {
+		if err := in.run(stageTerms, in.snapshot.terms, a.readTerm); err != nil {
 			return err
 		}
 	}
 	// After the terms: those that are not understood refuse too.
-	if !a.allow && s.reasons != nil {
-		err := s.run(s.reasons, e, input, cache, func(_ string, v ast.Value) {
+	if !a.allow {
+		err := in.run(stageReasons, in.snapshot.reasons, func(_ string, v ast.Value) {
 			list, err := stringSet(v)
 			if err != nil {
 				list = []string{"policy: reasons: " + err.Error()}
@@ -103,9 +148,9 @@ func (s *snapshot) ask(e *evaluation, input *ast.Term, a *answer) error {
 }
 
 // askAllow sets a.allow, and with it the reasons that `deny` gives.
-func (s *snapshot) askAllow(e *evaluation, input *ast.Term, cache topdown.VirtualCache, a *answer) error {
+func (in *asking) askAllow(a *answer) error {
 	allow, denied := false, false
-	err := s.run(s.allow, e, input, cache, func(name string, v ast.Value) {
+	err := in.run(stageAllow, in.snapshot.allow, func(name string, v ast.Value) {
 		switch name {
 		case ruleAllow.name:
 			// Only the literal true: not "true", not 1, not a set that happens to have members.

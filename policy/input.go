@@ -40,6 +40,7 @@ var (
 type Subject struct {
 	identity *ast.Term
 	err      error // why the identity cannot be evaluated: every decision about it fails
+	known    subjectCache
 }
 
 // NewSubject copies what it needs of id.

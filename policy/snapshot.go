@@ -139,6 +139,9 @@ type snapshot struct {
 	// allow asks `allow` and `deny`; terms what an allowed access is subject to; reasons why one was refused.
 	// Those whose rules the policy does not have are nil, and cost nothing.
 	allow, terms, reasons *query
+
+	// program answers most questions faster; nil = never.
+	program *program
 }
 
 // rule is what the engine knows about one rule of the contract.
@@ -194,6 +197,7 @@ func newSnapshot(f *files, entrypoint string, now time.Time) (*snapshot, error) 
 			return nil, err
 		}
 	}
+	s.program = newProgram(c, data, entry)
 	return s, nil
 }
 
@@ -387,6 +391,8 @@ type evaluation struct {
 	ends   time.Time
 	steps  uint
 	ended  bool
+	slot   int  // of a subject's cache
+	plain  bool // ask OPA alone
 	tracer topdown.QueryTracer
 }
 

@@ -145,7 +145,7 @@ func TestT21DefaultAllow(t *testing.T) {
 		{name: "function fails in deny", rego: "allow := true\ndeny contains \"no\" if to_number(input.identity.claims.x) > 1", x: "two", fails: "to_number"},
 		{name: "function fails in role", rego: "allow := true\nrole := sprintf(\"%d\", [to_number(input.identity.claims.x)])", x: "two", fails: "to_number"},
 		{name: "conflict", rego: "allow := true if input.bucket\nallow := false if input.key", fails: "conflict"},
-		{name: "never ends", rego: "allow if { some i in numbers.range(1, 1000000); some j in numbers.range(1, 1000000); i * j == -1 }", fails: "longer than"},
+		{name: "never ends", rego: "allow if { some i in numbers.range(1, 1000); some j in numbers.range(1, 1000); some k in numbers.range(1, 1000); i * j * k == -1 }", fails: "longer than"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			e := open(t, "package s3.authz\n"+test.rego+"\n")
@@ -185,7 +185,7 @@ func TestT21DefaultAllow(t *testing.T) {
 		}
 	})
 	t.Run("cancelled", func(t *testing.T) {
-		e := open(t, "package s3.authz\nallow if { some i in numbers.range(1, 1000000); i < 0 }\n")
+		e := open(t, "package s3.authz\nallow if { some i in numbers.range(1, 1000); some j in numbers.range(1, 1000); i * j < 0 }\n")
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
 		if d, err := e.Decide(ctx, question()); !errors.Is(err, context.Canceled) {

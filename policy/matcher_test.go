@@ -1,0 +1,283 @@
+package policy_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sluice-s3/sluice/policy"
+)
+
+// same holds the program to OPA for one question.
+func same(t testing.TB, e *policy.Engine, q *policy.Question, rego string) {
+	t.Helper()
+	fast, fastErr := e.Decide(context.Background(), q)
+	plain, plainErr := e.DecidePlain(context.Background(), q)
+	if (fastErr == nil) != (plainErr == nil) {
+		t.Fatalf("%+v\n%s\nfast %+v, %v\nOPA  %+v, %v", q.Accesses, rego, fast, fastErr, plain, plainErr)
+	}
+	if fastErr == nil {
+		fast.Shadow, plain.Shadow = nil, nil
+		if !reflect.DeepEqual(normal(fast), normal(plain)) {
+			t.Fatalf("%+v\n%s\nfast %+v\nOPA  %+v", q.Accesses, rego, fast, plain)
+		}
+		allowed, err := e.Allowed(context.Background(), q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, v := range fast.Verdicts {
+			// Terms that are not understood refuse too, and of those Allowed knows nothing.
+			if v.Allow && !allowed[i] {
+				t.Fatalf("%+v\n%s\nDecide allows, Allowed does not", q.Accesses[i], rego)
+			}
+		}
+	}
+}
+
+// normal takes nil and empty for the same.
+func normal(d *policy.Decision) string {
+	text, err := json.Marshal(d)
+	if err != nil {
+		panic(err)
+	}
+	return strings.ReplaceAll(string(text), "null", "[]")
+}
+
+// TestMatcherStarters: every starter policy, alone and with the others, decides the same either way, and without OPA
+// for all that clients usually do.
+func TestMatcherStarters(t *testing.T) {
+	e := openDir(t, startersDir(t, grown(20)))
+	if list := e.Unknown(); len(list) > 0 {
+		t.Errorf("rules that OPA must answer: %v", list)
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	pick := func(list ...string) string { return list[r.IntN(len(list))] }
+	allowed, fast := 0, 0
+	const n = 3000
+	for range n {
+		identity := &policy.Identity{
+			Issuer:        pick("https://app.gitpod.io", "https://login.acme.com", "https://token.actions.githubusercontent.com"),
+			Subject:       "s",
+			RequestedRole: pick("", "", "arn:aws:iam::000000000000:role/break-glass/INC-1", "arn:aws:iam::000000000000:role/break-glass/no"),
+			Claims:        map[string]any{"actor_type": pick("agent", "person")},
+			Attributes: policy.Attributes{
+				Project: pick("web", "project-1", "project-2", "", "../x"), User: pick("dev@acme.com", "oncall@acme.com", "project-3@acme.com", ""),
+				Repository: pick("acme/project-1", "acme/web"), Groups: []string{pick("staff", "platform-admins"), "x"},
+			},
+		}
+		action, operation := pick("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:ListBucket", "s3:ListAllMyBuckets", "s3:GetBucketLocation", "s3:DeleteBucket"), "X"
+		access := policy.Access{Action: action, Bucket: pick("artifacts", "home", "web-cache", "bucket-1", "bucket-2", "bucket-3", "nowhere"), Backend: "aws"}
+		switch place := pick("web/x", "shared/y/z", "api/1", "dev@acme.com/x", "", "flat", "web", "a//b"); action {
+		case "s3:GetObject", "s3:PutObject", "s3:DeleteObject":
+			access.Key = place + "k"
+		case "s3:ListBucket":
+			access.Prefix, operation = place, pick("ListObjectsV2", "HeadBucket", "ListBuckets")
+		}
+		q := &policy.Question{
+			Subject: policy.NewSubject(identity), Operation: operation, Accesses: []policy.Access{access},
+			Request: &policy.Request{Time: time.Date(2026, 11, 20+r.IntN(20), 0, 0, 0, 0, time.UTC)},
+		}
+		same(t, e, q, "starters")
+		if decide(t, e, q).Allow {
+			allowed++
+		}
+		if f := e.Fast(q); f[0] && f[1] {
+			fast++
+		}
+	}
+	if allowed < n/20 || allowed > n*19/20 || fast < n*9/10 {
+		t.Errorf("of %d questions %d are allowed and %d answered fast", n, allowed, fast)
+	}
+}
+
+// TestMatcherRandom: random policies over random data, with everything that the program knows and much that it does
+// not, decide the same either way, failures included.
+func TestMatcherRandom(t *testing.T) {
+	policies := 300
+	if testing.Short() {
+		policies = 50
+	}
+	seed := uint64(time.Now().UnixNano())
+	if s := os.Getenv("POLICY_SEED"); s != "" {
+		fmt.Sscan(s, &seed)
+	}
+	t.Logf("POLICY_SEED=%d", seed)
+	fast, questions := 0, 0
+	for i := range policies {
+		g := &generator{Rand: rand.New(rand.NewPCG(seed, uint64(i)))}
+		d := dir(t, map[string]string{"d.json": g.data()})
+		rego, e := g.policy(t, d)
+		for range 30 {
+			q := g.question()
+			questions++
+			same(t, e, q, rego)
+			if e.Fast(q)[0] {
+				fast++
+			}
+		}
+	}
+	t.Logf("%d of %d questions answered fast", fast, questions)
+	if fast < questions/5 {
+		t.Error("the generator makes too little of use")
+	}
+}
+
+// generator makes policies.
+type generator struct {
+	*rand.Rand
+	vars int
+}
+
+func (g *generator) pick(list ...string) string { return list[g.IntN(len(list))] }
+
+func (g *generator) data() string {
+	return fmt.Sprintf(`{"owners": {"a": "web", "b": "api", "c": %s}, "grants": {"web": {"a": {"x": "read", "y": ["read", "write"]}, "b": {}}, "api": {"a": {"x": 1}}},
+		"list": ["web", "a", %s], "flags": {"on": true, "off": false, "null": null}, "number": %d, "nested": {"a": {"b": {"a": ["a", "b"]}}}}`,
+		g.pick(`"web"`, `7`, `null`, `["web"]`), g.pick(`"x"`, `3`, `{"k": "a"}`), g.IntN(5))
+}
+
+func (g *generator) question() *policy.Question {
+	claim := []any{"a", "web", json.Number("1"), true, false, nil, []any{"a", "web"}, map[string]any{"a": "x", "web": true}}
+	claims := map[string]any{"c": claim[g.IntN(len(claim))]}
+	if g.IntN(2) == 0 {
+		claims["d"] = claim[g.IntN(len(claim))]
+	}
+	q := &policy.Question{
+		Subject: policy.NewSubject(&policy.Identity{
+			Issuer: g.pick("i", "a"), Subject: "s", Claims: claims,
+			Attributes: policy.Attributes{Project: g.pick("web", "api", "", "a"), User: g.pick("a", "b"), Groups: []string{"a", "g"}[:g.IntN(3)]},
+		}),
+		Operation: g.pick("GetObject", "X"),
+		Request:   &policy.Request{Time: time.Unix(1795420800, 0), Method: g.pick("GET", "PUT"), Headers: map[string]string{"x-amz-acl": g.pick("a", "private")}},
+	}
+	for range 1 + g.IntN(3) {
+		q.Accesses = append(q.Accesses, policy.Access{
+			Action: g.pick("a", "b", "s3:GetObject"), Bucket: g.pick("a", "b", "c", "web", ""), Key: g.pick("", "a", "web/x", "a/b/c", "x"),
+			Prefix: g.pick("", "a", "web/"), Backend: g.pick("a", "aws"),
+		})
+	}
+	return q
+}
+
+// policy puts rules together that compile: not every text does.
+func (g *generator) policy(t *testing.T, d string) (string, *policy.Engine) {
+	var engine *policy.Engine
+	whole := "package s3.authz\n\nallow if input.key == \"never\"\n\nh1 if input.bucket == \"a\"\n\nh2 := \"a\"\n\nh3 if false\n\nset contains 1\n\nf(x) if x == \"z\"\n\n"
+	for _, r := range g.rules() {
+		write(t, filepath.Join(d, "p.rego"), whole+r)
+		if e, err := policy.Load(t.Context(), d); err == nil {
+			engine = e
+			whole += r
+		}
+	}
+	return whole, engine
+}
+
+func (g *generator) rules() []string {
+	var list []string
+	for _, name := range []string{"h1", "h2", "h3"} {
+		if g.IntN(4) == 0 {
+			list = append(list, fmt.Sprintf("default %s := %s\n\n", name, g.pick("false", "true", `"a"`)))
+		}
+		for range 1 + g.IntN(3) {
+			list = append(list, fmt.Sprintf("%s := %s if {\n%s}\n\n", name, g.pick("true", "true", "true", `"a"`, `input.bucket`, `data.owners[input.bucket]`), g.body(name)))
+		}
+	}
+	for range 1 + g.IntN(2) {
+		list = append(list, fmt.Sprintf("set contains %s if {\n%s}\n\n", g.pick(`"a"`, "input.key", "1", "input.identity.claims.c"), g.body("set")))
+	}
+	for range 1 + g.IntN(2) {
+		g.vars++
+		list = append(list, fmt.Sprintf("f(%s) := %s if {\n%s}\n\n", g.pick("x", "x", `"a"`, "[x, _]"), g.pick("true", `"a"`, "input.bucket"), g.body("f")))
+	}
+	for _, name := range []string{"allow", "allow", "allow"} {
+		list = append(list, fmt.Sprintf("%s if {\n%s}%s\n\n", name, g.body(""), g.pick("", "", "", fmt.Sprintf(" else := %s if {\n%s}", g.pick("false", "true"), g.body("")))))
+	}
+	if g.IntN(3) == 0 {
+		list = append(list, "default allow := false\n\n")
+	}
+	for _, rule := range []string{`deny contains "no"`, `deny contains input.bucket`, `deny contains input.identity.claims.c`, `reasons contains concat("-", [input.bucket, input.action])`, `role := "r"`, `role := input.bucket`,
+		`limits := {"bytes_per_second": data.number}`, `filter_listing`, `session_policy := {"Statement": [{"Resource": input.key}]}`} {
+		if g.IntN(3) == 0 {
+			list = append(list, fmt.Sprintf("%s if {\n%s}\n\n", rule, g.body("")))
+		}
+	}
+	return list
+}
+
+func (g *generator) body(within string) string {
+	var b strings.Builder
+	for range 1 + g.IntN(3) {
+		fmt.Fprintf(&b, "\t%s\n", g.expr(within))
+	}
+	return b.String()
+}
+
+// term has any type; text is a string or undefined.
+func (g *generator) term(within string) string {
+	if within != "h1" && within != "f" && g.IntN(6) == 0 {
+		if within == "" {
+			return g.pick("h1", "h2", "h3", "set", "f(input.key)", "f(input.identity.claims.c)", "f([input.bucket, 1])")
+		}
+		if within != "h1" {
+			return "h1"
+		}
+	}
+	return g.pick(g.text(), g.text(), "input.identity.claims.c", "input.identity.claims.d", "input.identity.claims[input.bucket]", "data.owners[input.bucket]",
+		"data.grants[input.identity.attributes.project][input.bucket]", "data.grants.web[input.bucket][input.key]", "data.flags.on", "data.flags.off", "data.number", "data.list",
+		"data.nested[input.bucket].b[input.bucket]", "input.nonsense", "1", "true", "[input.bucket, 1]", `{"a", "b"}`, "null", "data.list[0]", "input.identity.attributes.groups", "count(data.list)",
+		"input.request.method", `input.request.headers["x-amz-acl"]`, "time.now_ns()", `split(input.key, "/")`, "data.nowhere.x")
+}
+
+func (g *generator) text() string {
+	return g.pick("input.action", "input.bucket", "input.key", "input.prefix", "input.backend", "input.operation", `"a"`, `"web"`, "input.identity.issuer", "input.identity.attributes.project", "input.identity.attributes.user")
+}
+
+func (g *generator) expr(within string) string {
+	g.vars++
+	x := fmt.Sprintf("x%d", g.vars)
+	switch g.IntN(22) {
+	case 0, 1, 2:
+		return fmt.Sprintf("%s == %s", g.term(within), g.term(within))
+	case 3:
+		return fmt.Sprintf("%s %s %s", g.term(within), g.pick("!=", "<", ">", "<=", ">="), g.term(within))
+	case 4, 5:
+		return fmt.Sprintf("%s(%s, %s)", g.pick("startswith", "endswith", "contains"), g.text(), g.text())
+	case 6:
+		return fmt.Sprintf("startswith(%s, %s)", g.term(within), g.text())
+	case 7, 8:
+		return fmt.Sprintf("%s in {%s, %s}", g.term(within), `"a"`, g.pick(`"b"`, `"web"`, "1", "true"))
+	case 9:
+		return fmt.Sprintf("%s in %s", g.term(within), g.term(within))
+	case 10:
+		return fmt.Sprintf("not %s", strings.TrimPrefix(g.expr(within), "not "))
+	case 11:
+		return g.term(within)
+	case 12:
+		return fmt.Sprintf("some %s in %s\n\t%s == %s", x, g.pick("data.list", "input.identity.attributes.groups", "data.owners", "input.identity.claims.c"), x, g.term(within))
+	case 13:
+		return fmt.Sprintf("some %s, %sv in %s\n\t%s == %s\n\t%sv != %s", x, x, g.pick("data.owners", "data.list", "data.grants.web", "input.identity.claims"), x, g.text(), x, g.term(within))
+	case 14:
+		return fmt.Sprintf("%s := concat(%s, [%s, %s])\n\tstartswith(%s, %s)", x, g.pick(`""`, `"/"`), g.term(within), g.text(), x, g.text())
+	case 15:
+		return fmt.Sprintf("[%s, %s_] := split(%s, \"/\")\n\t%s == %s", x, x, g.text(), x, g.text())
+	case 16:
+		return fmt.Sprintf("regex.match(%s, %s)", g.pick("`^[a-z]+$`", "`a`", "input.bucket"), g.term(within))
+	case 17:
+		return fmt.Sprintf("to_number(%s) >= 0", g.term(within))
+	case 18:
+		return fmt.Sprintf("%s := data.grants[%s][%s]\n\t%s == %s", x, g.pick(x+"k", g.text()), g.pick(x+"j", g.text()), x, g.term(within))
+	case 19:
+		return fmt.Sprintf("count([y | some y in data.list; y == %s]) > 0", g.term(within))
+	case 20:
+		return fmt.Sprintf("every y in data.list { y != %s }", g.term(within))
+	}
+	return fmt.Sprintf("object.get(%s, %s, %s) == %s", g.pick("input", "input.identity.claims", "data.owners"), g.text(), g.text(), g.term(within))
+}
