@@ -288,7 +288,7 @@ func (c *call) denied(d *policy.Decision) error {
 
 // as is as whom the request is signed.
 func (c *call) as() signer.As {
-	return signer.As{Principal: principal(c.proof.Identity), Role: c.decision.Role, SessionPolicy: string(c.decision.SessionPolicy)}
+	return signer.As{Principal: Principal(c.proof.Identity), Role: c.decision.Role, SessionPolicy: string(c.decision.SessionPolicy)}
 }
 
 // watch cuts the exchange when neither side has moved a byte for the idle timeout. One timer a request, armed

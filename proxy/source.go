@@ -93,8 +93,8 @@ func subject(id *identity.Identity) *policy.Subject {
 	}).(*policy.Subject)
 }
 
-// principal is the identity as the signer's templates see it.
-func principal(id *identity.Identity) *signer.Principal {
+// Principal is the identity as the signer sees it, made once for all requests of a token.
+func Principal(id *identity.Identity) *signer.Principal {
 	return id.Derived(principalOf{}, func() any {
 		a := id.Attributes
 		return &signer.Principal{

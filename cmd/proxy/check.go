@@ -1,20 +1,38 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/sluice-s3/sluice/policy"
+	"github.com/sluice-s3/sluice/proxy"
+	"github.com/sluice-s3/sluice/proxy/identity"
+	"github.com/sluice-s3/sluice/signer"
 )
 
 type checkCommand struct {
-	Config string `required:"" placeholder:"FILE" help:"Configuration file."`
+	Config    string        `required:"" placeholder:"FILE" help:"Configuration file."`
+	Online    bool          `help:"Also ask issuers, STS and backends."`
+	TokenFile string        `placeholder:"F" help:"A workspace's OIDC token to try, with --online."`
+	Timeout   time.Duration `default:"15s" help:"For each thing that is asked."`
 }
 
-func (checkCommand) Example() string { return "proxy check --config sluice.yaml" }
+func (checkCommand) Example() string {
+	return `proxy check --config sluice.yaml
+proxy check --config sluice.yaml --online --token-file /run/token`
+}
 
-// Run prints every problem of the file, each with its path.
+// Run prints every problem of the file, each with its path; and online, what came of asking everybody.
 func (cmd checkCommand) Run(out io.Writer) error {
-	_, err := loadConfig(cmd.Config)
+	c, err := loadConfig(cmd.Config)
 	var bad *ConfigError
 	if errors.As(err, &bad) {
 		for _, p := range bad.Problems {
@@ -25,6 +43,293 @@ func (cmd checkCommand) Run(out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "%s: ok\n", cmd.Config)
+	if !cmd.Online {
+		fmt.Fprintf(out, "%s: ok\n", cmd.Config)
+		return nil
+	}
+	d := &doctor{config: c, timeout: cmd.Timeout, tokenFile: cmd.TokenFile}
+	d.examine(context.Background())
+	d.print(out)
+	if d.failed() {
+		return &exitError{exitFailed}
+	}
 	return nil
+}
+
+// finding is one line of the doctor's table.
+type finding struct {
+	what  string
+	state string // ok, failed, skipped
+	say   string
+	mend  string
+}
+
+// doctor asks everybody that the proxy would, changing nothing.
+type doctor struct {
+	config    *Config
+	timeout   time.Duration
+	tokenFile string
+
+	findings []finding
+	clocks   []clock
+	identity *identity.Identity // of the token, where it is good
+}
+
+// clock is what another machine's Date header says.
+type clock struct {
+	whose string
+	skew  time.Duration
+}
+
+func (d *doctor) ok(what, format string, args ...any) {
+	d.findings = append(d.findings, finding{what: what, state: "ok", say: fmt.Sprintf(format, args...)})
+}
+
+func (d *doctor) fail(what, mend, format string, args ...any) {
+	d.findings = append(d.findings, finding{what: what, state: "failed", say: fmt.Sprintf(format, args...), mend: mend})
+}
+
+func (d *doctor) skip(what, format string, args ...any) {
+	d.findings = append(d.findings, finding{what: what, state: "skipped", say: fmt.Sprintf(format, args...)})
+}
+
+func (d *doctor) failed() bool {
+	for _, f := range d.findings {
+		if f.state == "failed" {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *doctor) print(out io.Writer) {
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, f := range d.findings {
+		fmt.Fprintf(table, "%s\t%s\t%s\n", f.state, f.what, oneLine(errors.New(f.say)))
+		if f.mend != "" {
+			fmt.Fprintf(table, "\t\tmend: %s\n", oneLine(errors.New(f.mend)))
+		}
+	}
+	table.Flush()
+}
+
+func (d *doctor) examine(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	auth := d.issuers(ctx)
+	if auth != nil {
+		d.token(ctx, auth)
+		d.revocations(auth)
+	}
+	d.policy(ctx)
+	d.audit()
+	for i := range d.config.Backends {
+		d.backend(ctx, &d.config.Backends[i])
+	}
+	d.clock()
+}
+
+func (d *doctor) issuers(ctx context.Context) *identity.Authenticator {
+	c := d.config
+	auth, err := identity.New(ctx, identity.Config{Issuers: c.Issuers, Sessions: c.Sessions, Revocation: identity.RevocationConfig{Store: c.Revocation.Store}})
+	if err != nil {
+		d.fail("identity", "mend the file that the message names", "%v", err)
+		return nil
+	}
+	if c.Sessions.KeyFile == "" {
+		d.ok("sessions", "random keys: sessions end with the process, and replicas do not share them (sessions.key_file)")
+	} else {
+		d.ok("sessions", "keys read from %s", c.Sessions.KeyFile)
+	}
+	asking, cancel := context.WithTimeout(ctx, d.timeout)
+	defer cancel()
+	for _, fetched := range auth.FetchKeys(asking) {
+		what := "issuer " + fetched.Issuer
+		if fetched.Err != nil {
+			d.fail(what, "compare the issuer with the iss of a token, letter by letter; this machine must reach it (ca_file for a private CA, jwks_file where it cannot)", "%v", fetched.Err)
+			continue
+		}
+		d.ok(what, "%d keys", fetched.Keys)
+	}
+	for _, issuer := range c.Issuers {
+		if issuer.JWKSFile == "" {
+			d.readClock(ctx, issuer.Issuer, issuer.CAFile, strings.TrimSuffix(issuer.Issuer, "/")+"/.well-known/openid-configuration")
+		}
+	}
+	return auth
+}
+
+func (d *doctor) token(ctx context.Context, auth *identity.Authenticator) {
+	if d.tokenFile == "" {
+		d.skip("token", "give --token-file to try a workspace's token")
+		return
+	}
+	text, err := os.ReadFile(d.tokenFile)
+	if err != nil {
+		d.fail("token", "name a file that holds the token alone", "%v", err)
+		return
+	}
+	asking, cancel := context.WithTimeout(ctx, d.timeout)
+	defer cancel()
+	id, err := auth.VerifyToken(asking, strings.TrimSpace(string(text)))
+	if e, ok := errors.AsType[*identity.Error](err); ok && e.Kind == identity.Unavailable {
+		d.skip("token", "%v", err) // what keeps it from being verified has a line of its own
+		return
+	}
+	if err != nil {
+		d.fail("token", "ask the workspace's issuer for a token with one of the configured audiences, or add its audience to issuers[].audiences", "%v", err)
+		return
+	}
+	d.identity = id
+	d.ok("token", "%s, session %s, project %q, audience %s, expires in %s", id.Subject, id.Session, id.Attributes.Project,
+		strings.Join(id.Audience, " "), time.Until(id.Expires).Round(time.Second))
+}
+
+func (d *doctor) revocations(auth *identity.Authenticator) {
+	status := auth.Revocations().Status()
+	for deadline := time.Now().Add(d.timeout); !status.Ready && time.Now().Before(deadline); status = auth.Revocations().Status() {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if !status.Ready || !status.Shared {
+		d.fail("revocations", "this machine must reach revocation.store, which needs JetStream enabled", "%s: %s", d.config.Revocation.Store, status.Error)
+		return
+	}
+	d.ok("revocations", "%s, %d in force", status.Store, status.Count)
+}
+
+func (d *doctor) policy(ctx context.Context) {
+	asking, cancel := context.WithTimeout(ctx, d.timeout)
+	defer cancel()
+	engine, err := policy.Open(asking, d.config.Policy, nil)
+	if err != nil {
+		d.fail("policy", "proxy policy test runs the policies' own tests; docs/policy.md tells what is refused at load", "%v", err)
+		return
+	}
+	d.ok("policy", "revision %s", engine.Status().Revision)
+}
+
+// audit tries the log's directory and file, and leaves both as they were: another process may be writing there.
+func (d *doctor) audit() {
+	file := d.config.Audit.File
+	if file == nil {
+		d.ok("audit", "standard output")
+		return
+	}
+	mend := "give the proxy's user a directory that it may write to; on_failure: refuse serves nothing that cannot be recorded"
+	probe, err := os.CreateTemp(filepath.Dir(file.Path), ".sluice-check-*")
+	if err != nil {
+		d.fail("audit", mend, "%v", err)
+		return
+	}
+	probe.Close()
+	os.Remove(probe.Name())
+	if _, err := os.Stat(file.Path); err == nil {
+		log, err := os.OpenFile(file.Path, os.O_WRONLY|os.O_APPEND, 0)
+		if err != nil {
+			d.fail("audit", mend, "%v", err)
+			return
+		}
+		log.Close()
+	}
+	d.ok("audit", "%s can be written", file.Path)
+}
+
+func (d *doctor) backend(ctx context.Context, b *Backend) {
+	what := "backend " + b.Name
+	if !d.reach(ctx, what, b) {
+		return
+	}
+	s, err := signer.New(ctx, b.Credentials, signer.Options{Region: b.Region, CAFile: b.CAFile})
+	if err != nil {
+		d.fail(what+" credentials", "mend the variable or file that the message names", "%v", err)
+		return
+	}
+	roles := s.Roles()
+	if len(roles) == 0 {
+		roles = []string{""}
+	}
+	for _, role := range roles {
+		name := what + " credentials"
+		if role != "" {
+			name = "role " + role
+		}
+		as := signer.As{Role: role}
+		if d.identity != nil {
+			// As long as the configuration asks for, not as long as this token happens to last.
+			principal := *proxy.Principal(d.identity)
+			principal.Expires = time.Now().Add(13 * time.Hour)
+			as.Principal = &principal
+		} else if b.Credentials.WebIdentity != nil {
+			d.skip(name, "give --token-file: AWS verifies the workspace's own token")
+			continue
+		}
+		asking, cancel := context.WithTimeout(ctx, d.timeout)
+		err := s.Test(asking, as)
+		cancel()
+		if e, bad := errors.AsType[*signer.Error](err); bad {
+			say := e.Message
+			if e.Err != nil {
+				say += ": " + e.Err.Error()
+			}
+			d.fail(name, e.Hint, "%s", say)
+			continue
+		}
+		d.ok(name, "can be acted as")
+	}
+}
+
+// reach asks the backend anything at all: an S3 error is an answer.
+func (d *doctor) reach(ctx context.Context, what string, b *Backend) bool {
+	endpoint, err := b.url()
+	if err != nil {
+		d.fail(what, "", "%v", err)
+		return false
+	}
+	if err := d.readClock(ctx, what, b.CAFile, endpoint.String()+"/"); err != nil {
+		d.fail(what, "this machine must reach the endpoint; a private CA goes into ca_file", "%v", err)
+		return false
+	}
+	d.ok(what, "%s answers", endpoint)
+	return true
+}
+
+// readClock asks url for its Date.
+func (d *doctor) readClock(ctx context.Context, whose, caFile, url string) error {
+	ctx, cancel := context.WithTimeout(ctx, d.timeout)
+	defer cancel()
+	transport, err := (&Backend{CAFile: caFile}).transport(Limits{})
+	if err != nil {
+		return err
+	}
+	defer transport.CloseIdleConnections()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	answer, err := transport.RoundTrip(request)
+	if err != nil {
+		return err
+	}
+	answer.Body.Close()
+	if theirs, err := http.ParseTime(answer.Header.Get("Date")); err == nil {
+		d.clocks = append(d.clocks, clock{whose, time.Since(theirs)})
+	}
+	return nil
+}
+
+// maxSkew is where trouble begins: S3 refuses signatures from 15 minutes on, and tokens have a leeway of seconds.
+const maxSkew = 30 * time.Second
+
+func (d *doctor) clock() {
+	if len(d.clocks) == 0 {
+		d.skip("clock", "nobody told the time")
+		return
+	}
+	for _, c := range d.clocks {
+		if c.skew.Abs() > maxSkew {
+			d.fail("clock", "synchronise this machine's clock (NTP)", "differs by %s from that of %s", c.skew.Abs().Round(time.Second), c.whose)
+			return
+		}
+	}
+	d.ok("clock", "agrees with %d others", len(d.clocks))
 }

@@ -304,6 +304,9 @@ func (c *Config) setDefaults() {
 	set(&c.Telemetry.ServiceName, "sluice")
 	set(&c.Log.Level, "info")
 	set(&c.Log.Format, "json")
+	if c.Listen.TLS.ACME != nil {
+		c.Listen.TLS.ACME.setDefaults()
+	}
 	c.Listen.Plaintext = c.Listen.Plaintext || c.Listen.TLS.Plaintext
 	for i := range c.Backends {
 		b := &c.Backends[i]

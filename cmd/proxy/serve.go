@@ -67,11 +67,12 @@ type server struct {
 	draining atomic.Bool
 	inFlight sync.WaitGroup // handlers of the S3 listener
 
-	s3, admin *http.Server
-	telemetry *telemetry
-	failed    chan error
-	stop      context.CancelFunc
-	ctx       context.Context
+	s3, admin    *http.Server
+	certificates *certificates
+	telemetry    *telemetry
+	failed       chan error
+	stop         context.CancelFunc
+	ctx          context.Context
 
 	reloading sync.Mutex // one reload at a time
 }
@@ -107,21 +108,26 @@ func start(file string, c *Config) (_ *server, err error) {
 		return nil, err
 	}
 	s.current.Store(first)
-	if err := s.telemetry.observe(s); err != nil {
-		return nil, fmt.Errorf("telemetry: %w", err)
-	}
 
-	tlsConfig, err := c.Listen.TLS.config(ctx, c.Listen.Domains, s.log)
-	if err != nil {
-		return nil, fmt.Errorf("listen.tls: %w", err)
-	}
 	listener, err := c.Listen.open()
 	if err != nil {
 		return nil, fmt.Errorf("listen.address: %w", err)
 	}
+	defer func() {
+		if err != nil {
+			listener.Close()
+		}
+	}()
+	if s.certificates, err = c.Listen.TLS.open(c.Listen.Domains, listener.Addr(), s.log); err != nil {
+		return nil, fmt.Errorf("listen.tls.%w", err)
+	}
+	tlsConfig := s.certificates.tls
+	if err := s.telemetry.observe(s); err != nil {
+		return nil, fmt.Errorf("telemetry: %w", err)
+	}
 	adminListener, err := net.Listen("tcp", c.Admin.Address)
 	if err != nil {
-		listener.Close()
+		s.certificates.stop()
 		return nil, fmt.Errorf("admin.address: %w", err)
 	}
 	errorLog := slog.NewLogLogger(s.log.Handler(), slog.LevelDebug) // handshakes and resets are the network's noise
@@ -133,6 +139,9 @@ func start(file string, c *Config) (_ *server, err error) {
 	s.admin = &http.Server{Handler: s.adminHandler(c.Admin), ErrorLog: errorLog, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
 	go s.run(s.admin, adminListener, false)
 	go s.run(s.s3, listener, tlsConfig != nil)
+	if err := s.certificates.manage(ctx); err != nil {
+		s.log.Error("certificates are not managed", slog.Any("error", err))
+	}
 	s.log.Info("serving", slog.String("address", listener.Addr().String()), slog.String("admin", adminListener.Addr().String()),
 		slog.Bool("tls", tlsConfig != nil), slog.String("policy_revision", first.policy.Status().Revision), slog.String("version", versionLine()))
 	return s, nil
@@ -226,6 +235,7 @@ func (s *server) shutdown() error {
 		err = fmt.Errorf("audit: %w", err)
 	}
 	s.admin.Close()
+	s.certificates.stop()
 	s.telemetry.shutdown(final)
 	s.stop()
 	s.log.Info("stopped")
@@ -239,6 +249,7 @@ func needRestart(old, new *Config) []string {
 		"listen.address":        old.Listen.Address == new.Listen.Address,
 		"listen.proxy_protocol": old.Listen.ProxyProtocol == new.Listen.ProxyProtocol,
 		"listen.tls":            reflect.DeepEqual(old.Listen.TLS, new.Listen.TLS),
+		"listen.domains":        new.Listen.TLS.ACME == nil || slices.Equal(old.Listen.Domains, new.Listen.Domains), // of the certificates
 		"admin":                 old.Admin == new.Admin,
 		"audit":                 reflect.DeepEqual(old.Audit, new.Audit),
 		"limits.max_in_flight":  old.Limits.MaxInFlight == new.Limits.MaxInFlight,

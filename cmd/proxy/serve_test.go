@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -207,4 +208,17 @@ func TestMainPath(t *testing.T) {
 	if err := r.proxy.Stop(); err != nil {
 		t.Error(err)
 	}
+}
+
+// runProxy runs a command of the built program in a world's environment.
+func runProxy(t *testing.T, w *world.World, args ...string) (string, error) {
+	t.Helper()
+	program, err := world.ProxyProgram(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), program, args...)
+	cmd.Env = w.ProxyEnv()
+	out, err := cmd.CombinedOutput()
+	return string(out), err
 }

@@ -3,22 +3,41 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"sync"
 	"time"
 )
 
-// config is the TLS of the S3 listener; nil = plain HTTP.
-func (t *TLS) config(ctx context.Context, domains []string, log *slog.Logger) (*tls.Config, error) {
-	if t.Files == nil {
-		return nil, nil
+// certificates are what the S3 listener shows.
+type certificates struct {
+	tls      *tls.Config                 // nil = plain HTTP
+	manage   func(context.Context) error // begins what needs the listener to be open
+	expiries func() map[string]time.Time // by name
+	stop     func()
+}
+
+// open reads or prepares the certificates of a listener.
+func (t *TLS) open(domains []string, listener net.Addr, log *slog.Logger) (*certificates, error) {
+	none := &certificates{
+		manage:   func(context.Context) error { return nil },
+		expiries: func() map[string]time.Time { return nil },
+		stop:     func() {},
 	}
-	pair := &keyPair{files: *t.Files, log: log}
-	if err := pair.load(); err != nil {
-		return nil, err
+	switch {
+	case t.ACME != nil:
+		return t.ACME.open(domains, listener, pace{}, log)
+	case t.Files != nil:
+		pair := &keyPair{files: *t.Files, log: log}
+		if err := pair.load(); err != nil {
+			return nil, fmt.Errorf("files: %w", err)
+		}
+		none.tls = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: pair.get, NextProtos: []string{"h2", "http/1.1"}}
+		none.expiries = pair.expiries
 	}
-	return &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: pair.get, NextProtos: []string{"h2", "http/1.1"}}, nil
+	return none, nil
 }
 
 // keyPair is a certificate in files, read again when they change.
@@ -29,7 +48,7 @@ type keyPair struct {
 	mu      sync.Mutex // guards all below
 	current *tls.Certificate
 	looked  time.Time
-	seen    [2]time.Time // modification times of the files as loaded
+	seen    [2]stamp // the files when they were last read, with success or without
 }
 
 // lookEvery is how often a handshake looks whether the files changed.
@@ -51,6 +70,15 @@ func (k *keyPair) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return k.current, nil
 }
 
+// expiries is also how a proxy that nobody calls finds out that its files changed.
+func (k *keyPair) expiries() map[string]time.Time {
+	pair, err := k.get(nil)
+	if err != nil || pair.Leaf == nil {
+		return nil
+	}
+	return map[string]time.Time{"files": pair.Leaf.NotAfter}
+}
+
 func (k *keyPair) load() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -58,19 +86,25 @@ func (k *keyPair) load() error {
 }
 
 func (k *keyPair) read() error {
-	seen := k.modified()
+	k.seen = k.modified() // before reading, so that what is written meanwhile is read again; and told only once if bad
 	pair, err := tls.LoadX509KeyPair(k.files.Cert, k.files.Key)
 	if err != nil {
 		return err
 	}
-	k.current, k.seen = &pair, seen
+	k.current = &pair
 	return nil
 }
 
-func (k *keyPair) modified() (at [2]time.Time) {
+// stamp tells one state of a file from the next.
+type stamp struct {
+	at   time.Time
+	size int64
+}
+
+func (k *keyPair) modified() (at [2]stamp) {
 	for i, name := range []string{k.files.Cert, k.files.Key} {
 		if info, err := os.Stat(name); err == nil {
-			at[i] = info.ModTime()
+			at[i] = stamp{info.ModTime(), info.Size()}
 		}
 	}
 	return at

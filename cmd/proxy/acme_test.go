@@ -1,0 +1,447 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/letsencrypt/pebble/v2/ca"
+	"github.com/letsencrypt/pebble/v2/db"
+	"github.com/letsencrypt/pebble/v2/va"
+	"github.com/letsencrypt/pebble/v2/wfe"
+	"github.com/miekg/dns"
+)
+
+// authority is Let's Encrypt's test server, pebble, and the name server that it and the proxy ask.
+type authority struct {
+	directory string
+	caFile    string // of the directory's own certificate
+	httpPort  int    // where it looks for http-01
+	listener  net.Listener
+	zone      *zone
+	stop      func()
+}
+
+// newAuthority starts pebble. It looks for tls-alpn-01 where listener is. Certificates last for so many seconds, and
+// where a key is given, accounts need it.
+func newAuthority(t *testing.T, lifetime uint64, eabID, eabKey string) *authority {
+	t.Helper()
+	os.Setenv("PEBBLE_VA_NOSLEEP", "1") // it waits up to five seconds before it looks, unless told not to
+	a := &authority{zone: newZone(t)}
+	var err error
+	if a.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.listener.Close() })
+	a.httpPort = freePort(t)
+
+	logger := log.New(io.Discard, "", 0)
+	store := db.NewMemoryStore()
+	issuing := ca.New(logger, store, "", "ecdsa", 0, 1, map[string]ca.Profile{"default": {Description: "d", ValidityPeriod: lifetime}})
+	validating := va.New(logger, a.httpPort, a.listener.Addr().(*net.TCPAddr).Port, true, a.zone.address, store)
+	if eabID != "" {
+		if err := store.AddExternalAccountKeyByID(eabID, eabKey); err != nil {
+			t.Fatal(err)
+		}
+	}
+	front := wfe.New(logger, store, validating, issuing, []string{"pebble.test"}, true, eabID != "", 1, 1)
+	server := httptest.NewTLSServer(front.Handler())
+	t.Cleanup(server.Close)
+	a.stop = server.Close
+	a.directory = server.URL + wfe.DirectoryPath
+	a.caFile = filepath.Join(t.TempDir(), "ca.pem")
+	write(t, a.caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
+	return a
+}
+
+// config asks this authority for certificates.
+func (a *authority) config(t *testing.T, change func(*ACME)) *ACME {
+	t.Helper()
+	c := &ACME{Email: "ops@example.test", Directory: a.directory, CAFile: a.caFile, Storage: filepath.Join(t.TempDir(), "acme"), HTTPPort: a.httpPort}
+	if change != nil {
+		change(c)
+	}
+	c.setDefaults()
+	c.check([]string{"s3.example.test"}, func(path, text string) { t.Errorf("%s: %s", path, text) })
+	return c
+}
+
+// serve answers at the authority's listener with c's certificates, as serve.go does.
+func (a *authority) serve(t *testing.T, c *ACME, p pace) *certificates {
+	t.Helper()
+	certs, err := c.open([]string{"s3.example.test"}, a.listener.Addr(), p, testLog(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{TLSConfig: certs.tls, Handler: http.NotFoundHandler(), ErrorLog: log.New(io.Discard, "", 0)}
+	go server.ServeTLS(held{a.listener}, "", "")
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(func() {
+		cancel()
+		server.Close()
+		certs.stop()
+	})
+	if err := certs.manage(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return certs
+}
+
+// held is a listener that stays open when its server ends, for the next.
+type held struct{ net.Listener }
+
+func (held) Close() error { return nil }
+
+// shown is the certificate that a client sees; nil where there is none.
+func (a *authority) shown(name string) *x509.Certificate {
+	c, err := tls.DialWithDialer(&net.Dialer{Timeout: 5 * time.Second}, "tcp", a.listener.Addr().String(), &tls.Config{ServerName: name, InsecureSkipVerify: true})
+	if err != nil {
+		return nil
+	}
+	defer c.Close()
+	return c.ConnectionState().PeerCertificates[0]
+}
+
+// wait polls until a certificate for name is shown that good likes.
+func (a *authority) wait(t *testing.T, name string, good func(*x509.Certificate) bool) *x509.Certificate {
+	t.Helper()
+	deadline := time.Now().Add(60 * time.Second)
+	for time.Now().Before(deadline) {
+		if c := a.shown(name); c != nil && good(c) {
+			if err := c.VerifyHostname(name); err != nil {
+				t.Error(err)
+			}
+			return c
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Fatalf("no certificate for %s within a minute", name)
+	return nil
+}
+
+func anyCertificate(*x509.Certificate) bool { return true }
+
+func TestACMEIssuesByEachChallenge(t *testing.T) {
+	for _, challenge := range []string{challengeHTTP, challengeALPN} {
+		t.Run(challenge, func(t *testing.T) {
+			t.Parallel()
+			a := newAuthority(t, 0, "", "")
+			c := a.config(t, func(c *ACME) { c.Challenges = []string{challenge} })
+			certs := a.serve(t, c, pace{})
+			got := a.wait(t, "s3.example.test", anyCertificate)
+			if !strings.Contains(got.Issuer.CommonName, "Pebble") {
+				t.Errorf("issued by %s", got.Issuer)
+			}
+			if at := certs.expiries()["s3.example.test"]; !at.Equal(got.NotAfter) {
+				t.Errorf("expires %v, the certificate says %v", at, got.NotAfter)
+			}
+			// Clients that come by address send no name.
+			if bare := a.shown(""); bare == nil || !bare.Equal(got) {
+				t.Error("another certificate, or none, without a server name")
+			}
+			if other := a.shown("elsewhere.test"); other != nil {
+				t.Errorf("a certificate of %v for a name that is not ours", other.DNSNames)
+			}
+		})
+	}
+}
+
+func TestACMERestartKeepsTheCertificate(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t, 0, "", "")
+	c := a.config(t, nil)
+	t.Run("before", func(t *testing.T) { a.serve(t, c, pace{}); a.wait(t, "s3.example.test", anyCertificate) })
+	before := onlyCertificate(t, c.Storage)
+
+	a.stop() // the authority is gone, and nothing is to be asked of it
+	a.serve(t, c, pace{})
+	if after := a.wait(t, "s3.example.test", anyCertificate); !after.Equal(before) {
+		t.Error("another certificate after the restart")
+	}
+}
+
+func TestACMERenews(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t, 12, "", "")
+	a.serve(t, a.config(t, nil), pace{check: 500 * time.Millisecond, window: .5})
+	first := a.wait(t, "s3.example.test", anyCertificate)
+	second := a.wait(t, "s3.example.test", func(c *x509.Certificate) bool { return !c.Equal(first) })
+	if !second.NotAfter.After(first.NotAfter) {
+		t.Errorf("renewed until %v, was until %v", second.NotAfter, first.NotAfter)
+	}
+	if now := time.Now(); now.After(first.NotAfter) {
+		t.Errorf("renewed %v after the first had expired", now.Sub(first.NotAfter))
+	}
+}
+
+func TestACMEWildcardByDNS(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t, 0, "", "")
+	secretFile := filepath.Join(t.TempDir(), "tsig")
+	write(t, secretFile, []byte(a.zone.secret+"\n"))
+	c := a.config(t, func(c *ACME) {
+		c.DNS01 = &DNS01{Resolvers: []string{a.zone.address}, RFC2136: &RFC2136{Server: a.zone.address, KeyName: "sluice", KeySecretFile: secretFile}}
+	})
+	a.serve(t, c, pace{})
+	a.wait(t, "s3.example.test", anyCertificate)
+	if got := a.wait(t, "artifacts.s3.example.test", anyCertificate); !slices.Contains(got.DNSNames, "*.s3.example.test") {
+		t.Errorf("names %v", got.DNSNames)
+	}
+	// The records are taken away again, in the background.
+	deadline := time.Now().Add(30 * time.Second)
+	for a.zone.count() > 0 && time.Now().Before(deadline) {
+		time.Sleep(50 * time.Millisecond)
+	}
+	if n := a.zone.count(); n > 0 {
+		t.Errorf("%d challenge records are left", n)
+	}
+	if added, refused := a.zone.counts(); added < 2 || refused != 0 {
+		t.Errorf("%d records added, %d updates refused", added, refused)
+	}
+}
+
+func TestRFC2136RefusesAnUnsignedZone(t *testing.T) {
+	t.Parallel()
+	z := newZone(t)
+	other := make([]byte, 32)
+	rand.Read(other)
+	u := &dnsUpdates{server: z.address, key: "sluice.", algorithm: dns.HmacSHA256, secret: base64.StdEncoding.EncodeToString(other)}
+	if _, err := u.AppendRecords(t.Context(), "example.test.", nil); err == nil {
+		t.Fatal("a wrong key was taken")
+	} else if strings.Contains(err.Error(), u.secret) {
+		t.Errorf("the secret shows: %v", err)
+	}
+	if z.count() != 0 {
+		t.Error("something was written")
+	}
+}
+
+func TestACMEExternalAccount(t *testing.T) {
+	t.Parallel()
+	key := make([]byte, 32)
+	rand.Read(key)
+	a := newAuthority(t, 0, "customer-7", base64.RawURLEncoding.EncodeToString(key))
+	keyFile := filepath.Join(t.TempDir(), "hmac")
+	write(t, keyFile, []byte(base64.StdEncoding.EncodeToString(key)+"\n")) // plain base64, as some authorities hand it out
+	c := a.config(t, func(c *ACME) { c.EAB = &EAB{KeyID: "customer-7", HMACKeyFile: keyFile} })
+	a.serve(t, c, pace{})
+	a.wait(t, "s3.example.test", anyCertificate)
+}
+
+func TestACMEConfigChecks(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		acme    ACME
+		domains []string
+		want    string // path
+	}{
+		{"no names", ACME{}, nil, "tls.acme"},
+		{"plain directory", ACME{Directory: "http://ca.example.com/dir"}, []string{"a.test"}, "tls.acme.directory"},
+		{"unknown challenge", ACME{Challenges: []string{"dns-02"}}, []string{"a.test"}, "tls.acme.challenges[0]"},
+		{"dns-01 by nobody", ACME{Challenges: []string{challengeDNS}}, []string{"a.test"}, "tls.acme.dns01"},
+		{"dns-01 and another", ACME{Challenges: []string{challengeHTTP}, DNS01: &DNS01{}}, []string{"a.test"}, "tls.acme.challenges"},
+		{"no provider", ACME{DNS01: &DNS01{}}, []string{"a.test"}, "tls.acme.dns01.rfc2136"},
+		{"no TSIG key", ACME{DNS01: &DNS01{RFC2136: &RFC2136{Server: "ns:53"}}}, []string{"a.test"}, "tls.acme.dns01.rfc2136.key_name"},
+		{"weak TSIG", ACME{DNS01: &DNS01{RFC2136: &RFC2136{Server: "ns:53", KeyName: "k", KeyAlgorithm: "hmac-md5"}}}, []string{"a.test"}, "tls.acme.dns01.rfc2136.key_algorithm"},
+		{"no EAB key", ACME{EAB: &EAB{KeyID: "7"}}, []string{"a.test"}, "tls.acme.eab.hmac_key_file"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var paths []string
+			c.acme.setDefaults()
+			c.acme.check(c.domains, func(path, _ string) { paths = append(paths, path) })
+			if !slices.Contains(paths, c.want) {
+				t.Errorf("reported %q, not %s", paths, c.want)
+			}
+		})
+	}
+}
+
+// zone is a name server for example.test that takes updates signed with its key.
+type zone struct {
+	address string
+	secret  string
+
+	mu      sync.Mutex // guards all below
+	records map[string][]string
+	added   int
+	refused int
+}
+
+func newZone(t *testing.T) *zone {
+	t.Helper()
+	key := make([]byte, 32)
+	rand.Read(key)
+	z := &zone{secret: base64.StdEncoding.EncodeToString(key), records: map[string][]string{}}
+	var tcp net.Listener
+	var udp net.PacketConn
+	for range 20 { // a port that is free for both
+		var err error
+		if tcp, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+			t.Fatal(err)
+		}
+		if udp, err = net.ListenPacket("udp", tcp.Addr().String()); err == nil {
+			break
+		}
+		tcp.Close()
+	}
+	if udp == nil {
+		t.Fatal("no port is free")
+	}
+	z.address = tcp.Addr().String()
+	keys := map[string]string{"sluice.": z.secret}
+	accept := func(h dns.Header) dns.MsgAcceptAction { // the library's own drops updates
+		if opcode := int(h.Bits>>11) & 0xf; opcode == dns.OpcodeUpdate {
+			return dns.MsgAccept
+		}
+		return dns.DefaultMsgAcceptFunc(h)
+	}
+	for _, s := range []*dns.Server{{Listener: tcp}, {PacketConn: udp}} {
+		s.Handler, s.TsigSecret, s.MsgAcceptFunc = dns.HandlerFunc(z.answer), keys, accept
+		go s.ActivateAndServe()
+		t.Cleanup(func() { s.Shutdown() })
+	}
+	return z
+}
+
+func (z *zone) answer(w dns.ResponseWriter, q *dns.Msg) {
+	a := new(dns.Msg).SetReply(q)
+	a.Authoritative = true
+	if q.Opcode == dns.OpcodeUpdate {
+		z.update(w, q, a)
+		w.WriteMsg(a)
+		return
+	}
+	name := dns.CanonicalName(q.Question[0].Name)
+	header := dns.RR_Header{Name: name, Rrtype: q.Question[0].Qtype, Class: dns.ClassINET, Ttl: 1}
+	switch q.Question[0].Qtype {
+	case dns.TypeA:
+		a.Answer = []dns.RR{&dns.A{Hdr: header, A: net.IPv4(127, 0, 0, 1)}}
+	case dns.TypeTXT:
+		z.mu.Lock()
+		for _, text := range z.records[name] {
+			a.Answer = append(a.Answer, &dns.TXT{Hdr: header, Txt: []string{text}})
+		}
+		z.mu.Unlock()
+	case dns.TypeSOA:
+		if name == "example.test." {
+			a.Answer = []dns.RR{&dns.SOA{Hdr: header, Ns: "ns.example.test.", Mbox: "ops.example.test.", Serial: 1, Refresh: 60, Retry: 60, Expire: 60, Minttl: 1}}
+		}
+	}
+	w.WriteMsg(a)
+}
+
+func (z *zone) update(w dns.ResponseWriter, q, a *dns.Msg) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	if q.IsTsig() == nil || w.TsigStatus() != nil {
+		z.refused++
+		a.Rcode = dns.RcodeNotAuth
+		return
+	}
+	for _, rr := range q.Ns {
+		txt := rr.(*dns.TXT)
+		name := dns.CanonicalName(txt.Hdr.Name)
+		if txt.Hdr.Class == dns.ClassNONE { // take away
+			z.records[name] = slices.DeleteFunc(z.records[name], func(s string) bool { return s == txt.Txt[0] })
+			continue
+		}
+		z.records[name] = append(z.records[name], txt.Txt[0])
+		z.added++
+	}
+	a.SetTsig("sluice.", dns.HmacSHA256, 300, time.Now().Unix())
+}
+
+func (z *zone) count() (n int) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	for _, list := range z.records {
+		n += len(list)
+	}
+	return n
+}
+
+func (z *zone) counts() (added, refused int) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	return z.added, z.refused
+}
+
+// onlyCertificate is the certificate that is kept below dir.
+func onlyCertificate(t *testing.T, dir string) *x509.Certificate {
+	t.Helper()
+	files, _ := filepath.Glob(filepath.Join(dir, "certificates", "*", "*", "*.crt"))
+	if len(files) != 1 {
+		t.Fatalf("certificates %q", files)
+	}
+	text, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(text)
+	c, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+func write(t *testing.T, name string, text []byte) {
+	t.Helper()
+	if err := os.WriteFile(name, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// testLog keeps a log for when the test fails.
+func testLog(t *testing.T) *slog.Logger {
+	var kept lockedLog
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the log:\n%s", kept.String())
+		}
+	})
+	return slog.New(slog.NewTextHandler(&kept, nil))
+}
+
+type lockedLog struct {
+	mu   sync.Mutex // guards text
+	text strings.Builder
+}
+
+func (l *lockedLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lockedLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}

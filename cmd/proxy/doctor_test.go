@@ -1,0 +1,111 @@
+package main_test
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sluice-s3/sluice/examples/world"
+	"github.com/sluice-s3/sluice/proxy/identity/oidctest"
+)
+
+// Every failure that the doctor can name, with just that broken.
+func TestDoctor(t *testing.T) {
+	external := []world.Role{{ARN: world.RoleARN("sluice-default"), ExternalID: "known"}}
+	late := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Date", time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat))
+	}))
+	defer late.Close()
+	cases := map[string]struct {
+		world    world.Options
+		set      map[string]any
+		sabotage func(t *testing.T, w *world.World, dir string)
+		token    map[string]any
+		want     string // of the one line that fails, and its mend
+	}{
+		"all is well":  {want: ``},
+		"issuer down":  {sabotage: func(t *testing.T, w *world.World, dir string) { w.Issuer.Fail(oidctest.Fault{Status: 500}) }, want: `failed +issuer .*\n.*mend: compare the issuer`},
+		"audience":     {token: map[string]any{"aud": "https://elsewhere.example.com"}, want: `failed +token .*elsewhere.*\n.*mend: .*audiences`},
+		"expired":      {token: map[string]any{"exp": time.Now().Add(-time.Hour).Unix(), "iat": time.Now().Add(-2 * time.Hour).Unix()}, want: `failed +token .*expired`},
+		"trust":        {world: world.Options{Roles: []world.Role{{ARN: world.RoleARN("another")}}}, want: `failed +role .*sluice-default.*\n.*mend: .*trust`},
+		"external id":  {world: world.Options{Roles: external}, want: `failed +role .*\n.*mend: .*(external|trust)`},
+		"tags":         {world: world.Options{Roles: []world.Role{{ARN: world.RoleARN("sluice-default"), NoTags: true}}}, want: `failed +role .*\n.*mend: .*sts:TagSession`},
+		"duration":     {set: map[string]any{"backends[0].credentials.assume_role.duration": "2h"}, want: `failed +role .*\n.*mend: .*(duration|Duration)`},
+		"sts down":     {set: map[string]any{"backends[0].credentials.assume_role.sts_endpoint": "http://127.0.0.1:1"}, want: `failed +role .*\n.*mend: `},
+		"backend down": {set: map[string]any{"backends[0].endpoint": "http://127.0.0.1:1"}, want: `failed +backend .*\n.*mend: this machine must reach`},
+		"policy": {sabotage: func(t *testing.T, w *world.World, dir string) {
+			write(t, filepath.Join(dir, "policy", "authz.rego"), "package s3.authz\nallow if")
+		}, want: `failed +policy .*authz.rego`},
+		"forbidden policy": {sabotage: func(t *testing.T, w *world.World, dir string) {
+			write(t, filepath.Join(dir, "policy", "authz.rego"), "package s3.authz\nallow if http.send({\"url\": \"http://x\", \"method\": \"get\"}).status_code == 200")
+		}, want: `failed +policy .*http.send`},
+		"audit":        {set: map[string]any{"audit.file.path": "/nowhere/at/all/audit.jsonl"}, want: `failed +audit .*\n.*mend: .*directory`},
+		"clock":        {set: map[string]any{"backends[0].endpoint": late.URL}, want: `failed +clock +differs by (1h0m0s|59m59s) .*backend s3-1\n.*mend: synchronise`},
+		"session keys": {sabotage: func(t *testing.T, w *world.World, dir string) { write(t, filepath.Join(dir, "session.keys"), "short") }, want: `session\.keys`, offline: true},
+		"revocations":  {set: map[string]any{"revocation": map[string]any{"store": "nats://127.0.0.1:1"}}, want: `failed +revocations .*\n.*mend: .*JetStream`},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			w, err := world.Start(t.Context(), c.world)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer w.Stop()
+			dir := t.TempDir()
+			policy, err := os.ReadFile("testdata/policy/authz.rego")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Mkdir(filepath.Join(dir, "policy"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			write(t, filepath.Join(dir, "policy", "authz.rego"), string(policy))
+			config, err := w.ProxyConfig(world.ProxyOptions{Dir: dir, PolicyDir: filepath.Join(dir, "policy"), Set: c.set})
+			if err != nil {
+				t.Fatal(err)
+			}
+			file := filepath.Join(dir, "sluice.yaml")
+			write(t, file, config)
+			claims := map[string]any{"sub": "environment/env-1", "environment_id": "env-1", "project_id": "web", "creator_email": "dev@acme.com"}
+			for name, value := range c.token {
+				claims[name] = value
+			}
+			write(t, filepath.Join(dir, "token"), w.Token(claims))
+			if c.sabotage != nil {
+				c.sabotage(t, w, dir)
+			}
+
+			out, err := runProxy(t, w, "check", "--config", file, "--online", "--token-file", filepath.Join(dir, "token"), "--timeout", "2s")
+			if c.want == "" {
+				if err != nil || strings.Contains(out, "failed") {
+					t.Errorf("%v\n%s", err, out)
+				}
+				return
+			}
+			if err == nil {
+				t.Errorf("exit status 0\n%s", out)
+			}
+			if !regexp.MustCompile(c.want).MatchString(out) {
+				t.Errorf("want %s in\n%s", c.want, out)
+			}
+			if c.offline {
+				return
+			}
+			if n := len(regexp.MustCompile(`(?m)^failed`).FindAllString(out, -1)); n != 1 {
+				t.Errorf("%d things failed, want one\n%s", n, out)
+			}
+		})
+	}
+}
+
+func write(t *testing.T, file, content string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
