@@ -132,6 +132,9 @@ func TestT11FailingIssuer(t *testing.T) {
 			_, err := a.Authenticate(bearer(token))
 			said(t, err, identity.Unavailable, token, "cannot be fetched now")
 			status := a.Status().Issuers[0]
+			if name == "huge" && !strings.Contains(status.Error, "larger than 1 MiB") {
+				t.Errorf("error %q", status.Error)
+			}
 			if status.Error == "" || len(status.Error) > 600 || strings.ContainsAny(status.Error, "\n\r") || status.Ready || status.Keys != 0 {
 				t.Errorf("status %+v", status)
 			}
@@ -269,11 +272,15 @@ func TestStartWhileTheIssuerIsSlow(t *testing.T) {
 	if took := time.Since(began); took > 200*time.Millisecond {
 		t.Errorf("New took %v", took)
 	}
+	// The doctor's question is answered by the same fetch.
+	if fetches := a.FetchKeys(t.Context()); len(fetches) != 1 || fetches[0].Err != nil || fetches[0].Keys != 1 {
+		t.Errorf("%+v", fetches)
+	}
 	if _, err := a.Authenticate(bearer(issuer.Token(map[string]any{"aud": forUs}))); err != nil {
 		t.Error(err)
 	}
-	if issuer.Fetches() != 1 {
-		t.Errorf("%d fetches", issuer.Fetches())
+	if issuer.Fetches() != 1 || issuer.Discoveries() != 1 {
+		t.Errorf("%d fetches, %d discoveries", issuer.Fetches(), issuer.Discoveries())
 	}
 }
 
