@@ -22,6 +22,7 @@ const (
 	// maxPresigned is how long a presigned URL may be good, as with S3.
 	maxPresigned = 7 * 24 * time.Hour
 
+	contentSHA256   = "X-Amz-Content-Sha256"
 	unsignedPayload = "UNSIGNED-PAYLOAD"
 	signedChunks    = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
 	signedTrailer   = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER"
@@ -95,7 +96,7 @@ func (a *Authenticator) AuthenticateSTS(r *http.Request, body []byte) (*Proof, e
 	sum := sha256.Sum256(body)
 	s.payloadHash = hex.EncodeToString(sum[:])
 	// Clients that sign for S3 and STS with one routine send the header here too.
-	if declared := r.Header["X-Amz-Content-Sha256"]; len(declared) > 1 || len(declared) == 1 && declared[0] != s.payloadHash {
+	if declared := r.Header[contentSHA256]; len(declared) > 1 || len(declared) == 1 && declared[0] != s.payloadHash {
 		return nil, refusal(BadSignature, "x-amz-content-sha256 is not the SHA-256 of the body")
 	}
 	session, _, err := a.verifySigned(r, s, token, "sts")
@@ -181,95 +182,88 @@ func readPresigned(r *http.Request) (s signature, token string, lifetime time.Du
 	if c.params, err = parseQuery(c.params[:0], r.URL.RawQuery); err != nil {
 		return s, "", 0, refusal(Malformed, "the query cannot be read: %v", err)
 	}
-	var given struct {
-		algorithm, credential, date, expires, signedHeaders, signature, token, hash presignParameter
-	}
+	var given [len(presignNames)]presignParameter
 	for _, p := range c.params {
-		var into *presignParameter
-		switch name := strings.ToLower(p.name); name {
-		case "x-amz-algorithm":
-			into = &given.algorithm
-		case "x-amz-credential":
-			into = &given.credential
-		case "x-amz-date":
-			into = &given.date
-		case "x-amz-expires":
-			into = &given.expires
-		case "x-amz-signedheaders":
-			into = &given.signedHeaders
-		case "x-amz-signature":
-			into = &given.signature
-		case "x-amz-security-token":
-			into = &given.token
-		case "x-amz-content-sha256":
-			into = &given.hash
-		case "awsaccesskeyid", "signature":
+		for i, name := range presignNames {
+			if strings.EqualFold(p.name, name) {
+				if err := given[i].set(p, name); err != nil {
+					return s, "", 0, err
+				}
+			}
+		}
+		switch {
+		case strings.EqualFold(p.name, "AWSAccessKeyId"), strings.EqualFold(p.name, "Signature"):
 			return s, "", 0, refusal(Malformed, "the URL is presigned with signature version 2; only version 4 is accepted: set signature_version = s3v4 (aws configure set default.s3.signature_version s3v4) and presign again")
-		case "x-amz-s3session-token":
+		case strings.EqualFold(p.name, "X-Amz-S3session-Token"):
 			return s, "", 0, refusal(Malformed, "S3 Express sessions are not supported: presign with X-Amz-Security-Token instead")
-		case "x-amz-region-set":
+		case strings.EqualFold(p.name, "X-Amz-Region-Set"):
 			return s, "", 0, refusal(Malformed, "the URL is presigned with SigV4A; only %s is accepted: set signature_version = s3v4 and one region", algorithm)
-		default:
-			continue
-		}
-		if err := into.set(p); err != nil {
-			return s, "", 0, err
 		}
 	}
-	for _, needed := range []struct {
-		name string
-		presignParameter
-	}{
-		{"X-Amz-Algorithm", given.algorithm}, {"X-Amz-Credential", given.credential}, {"X-Amz-Date", given.date}, {"X-Amz-Expires", given.expires},
-		{"X-Amz-SignedHeaders", given.signedHeaders}, {"X-Amz-Signature", given.signature},
-	} {
-		if !needed.present {
-			return s, "", 0, refusal(Malformed, "the query has a part of a presigned URL's signature but no %s: presign it again, and pass the URL on whole", needed.name)
+	for i, name := range presignNames[:presignToken] {
+		if !given[i].present {
+			return s, "", 0, refusal(Malformed, "the query has a part of a presigned URL's signature but no %s: presign it again, and pass the URL on whole", name)
 		}
 	}
-	if given.algorithm.value != algorithm {
-		return s, "", 0, refusal(Malformed, "X-Amz-Algorithm is %.40q; only %s is accepted: set signature_version = s3v4 in the client", given.algorithm.value, algorithm)
+	if given[presignAlgorithm].value != algorithm {
+		return s, "", 0, refusal(Malformed, "X-Amz-Algorithm is %.40q; only %s is accepted: set signature_version = s3v4 in the client", given[presignAlgorithm].value, algorithm)
 	}
-	if err := s.setCredential(given.credential.value); err != nil {
+	if err := s.setCredential(given[presignCredential].value); err != nil {
 		return s, "", 0, err
 	}
-	if err := s.setSignedHeaders(given.signedHeaders.value); err != nil {
+	if err := s.setSignedHeaders(given[presignSignedHeaders].value); err != nil {
 		return s, "", 0, err
 	}
-	if err := s.setHex(given.signature.value); err != nil {
+	if err := s.setHex(given[presignSignature].value); err != nil {
 		return s, "", 0, err
 	}
-	if s.stamp, s.time, err = parseStamp(given.date.value, "X-Amz-Date"); err != nil {
+	if s.stamp, s.time, err = parseStamp(given[presignDate].value, "X-Amz-Date"); err != nil {
 		return s, "", 0, err
 	}
-	if lifetime, err = parseLifetime(given.expires.value); err != nil {
+	if lifetime, err = parseLifetime(given[presignExpires].value); err != nil {
 		return s, "", 0, err
 	}
-	if isOIDCToken(given.token.value) {
+	if isOIDCToken(given[presignToken].value) {
 		return s, "", 0, refusal(Malformed, "the presigned URL has an OIDC token as X-Amz-Security-Token, so whoever gets the URL gets the token: exchange the token for session credentials (AWS_WEB_IDENTITY_TOKEN_FILE) and presign with those. Do not pass this URL on")
 	}
-	if s.payloadHash, err = presignedHash(r, given.hash); err != nil {
+	if s.payloadHash, err = presignedHash(r, given[presignHash]); err != nil {
 		return s, "", 0, err
 	}
 	s.except = "X-Amz-Signature"
-	return s, given.token.value, lifetime, nil
+	return s, given[presignToken].value, lifetime, nil
 }
 
-// presignParameter is one of the query parameters that make a presigned URL.
+// The query parameters that make a presigned URL; those from presignToken on may be absent.
+const (
+	presignAlgorithm = iota
+	presignCredential
+	presignDate
+	presignExpires
+	presignSignedHeaders
+	presignSignature
+	presignToken
+	presignHash
+)
+
+var presignNames = [...]string{
+	presignAlgorithm: "X-Amz-Algorithm", presignCredential: "X-Amz-Credential", presignDate: "X-Amz-Date", presignExpires: "X-Amz-Expires",
+	presignSignedHeaders: "X-Amz-SignedHeaders", presignSignature: "X-Amz-Signature", presignToken: "X-Amz-Security-Token", presignHash: contentSHA256,
+}
+
+// presignParameter is one of them as it was sent.
 type presignParameter struct {
 	value   string
 	present bool
 }
 
-func (p *presignParameter) set(from param) error {
+func (p *presignParameter) set(from param, name string) error {
 	if p.present {
-		return refusal(Malformed, "the query parameter %s is repeated", http.CanonicalHeaderKey(from.name))
+		return refusal(Malformed, "the query parameter %s is repeated", name)
 	}
-	// S3 knows its own parameters in this spelling alone. Others are headers to some servers and nothing to the rest.
-	own := []string{"X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires", "X-Amz-SignedHeaders", "X-Amz-Signature", "X-Amz-Security-Token"}
-	// The hash is one of the headers that clients move to the query, in whatever case.
-	if !slices.Contains(own, from.name) && !strings.EqualFold(from.name, "X-Amz-Content-Sha256") {
-		return refusal(Malformed, "the query parameter %.60q must be written as S3 writes it, X-Amz-…", from.name)
+	// S3 knows its own parameters in one spelling. Others are headers to some servers and nothing to the rest. The hash
+	// is one of the headers that clients move to the query, in whatever case.
+	if from.name != name && name != contentSHA256 {
+		return refusal(Malformed, "the query parameter %.60q must be written %s", from.name, name)
 	}
 	*p = presignParameter{from.value, true}
 	return nil
@@ -280,7 +274,7 @@ func (p *presignParameter) set(from param) error {
 func presignedHash(r *http.Request, parameter presignParameter) (string, error) {
 	hash := unsignedPayload
 	var err error
-	switch given := len(r.Header["X-Amz-Content-Sha256"]) > 0; {
+	switch given := len(r.Header[contentSHA256]) > 0; {
 	case given && parameter.present:
 		return "", refusal(Malformed, "x-amz-content-sha256 is both in the query and a header")
 	case given:
@@ -296,7 +290,7 @@ func presignedHash(r *http.Request, parameter presignParameter) (string, error) 
 
 // payloadHash is the x-amz-content-sha256 header, which every S3 request that is signed in its header has.
 func payloadHash(r *http.Request) (string, error) {
-	hash, err := single(r, "X-Amz-Content-Sha256")
+	hash, err := single(r, contentSHA256)
 	if err != nil {
 		return "", err
 	}
