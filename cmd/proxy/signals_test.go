@@ -1,0 +1,234 @@
+package main_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+
+	"github.com/sluice-s3/sluice/audit"
+	"github.com/sluice-s3/sluice/examples/world"
+)
+
+// get starts a download with a workspace's token, and leaves its body unread.
+func (r *rig) get(t *testing.T, target string) *http.Response {
+	t.Helper()
+	request, err := http.NewRequest("GET", r.proxy.URL+target, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Authorization", "Bearer "+r.Workspace("env-1", "web", "dev@acme.com"))
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { response.Body.Close() })
+	return response
+}
+
+// store puts an object straight at the backend.
+func (r *rig) store(t *testing.T, key string, content []byte) {
+	t.Helper()
+	if _, err := r.S3Client().PutObject(context.Background(), &s3.PutObjectInput{Bucket: aws.String("artifacts"), Key: aws.String(key), Body: bytes.NewReader(content)}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// until waits for something that happens in another process.
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 20 s: %s", what)
+		}
+	}
+}
+
+func TestDrain(t *testing.T) {
+	r := newRig(t, world.Options{}, world.ProxyOptions{})
+	r.store(t, "web/large", make([]byte, 32<<20))
+	response := r.get(t, "/artifacts/web/large") // too large for the buffers between
+	if err := r.proxy.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "not ready", func() bool {
+		answer, err := http.Get(r.proxy.AdminURL + "/readyz")
+		if err != nil {
+			return false
+		}
+		answer.Body.Close()
+		return answer.StatusCode == http.StatusServiceUnavailable
+	})
+	until(t, "no more connections", func() bool {
+		answer, err := (&http.Client{Transport: &http.Transport{}}).Get(r.proxy.URL + "/")
+		if err == nil {
+			answer.Body.Close()
+		}
+		return err != nil
+	})
+	if n, err := io.Copy(io.Discard, response.Body); err != nil || n != 32<<20 {
+		t.Errorf("the download in flight ended after %d bytes: %v", n, err)
+	}
+	if err := r.proxy.Wait(); err != nil {
+		t.Errorf("exit: %v", err)
+	}
+	events, err := r.proxy.Events()
+	if err != nil || len(events) == 0 || events[0].Outcome != audit.Completed || events[0].BytesOut != 32<<20 {
+		t.Errorf("events %+v, %v", events, err)
+	}
+}
+
+func TestDrainIsBounded(t *testing.T) {
+	r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{"shutdown_timeout": "200ms"}})
+	r.store(t, "web/large", make([]byte, 32<<20))
+	r.get(t, "/artifacts/web/large")
+	if err := r.proxy.Stop(); err != nil {
+		t.Errorf("exit: %v", err)
+	}
+	events, err := r.proxy.Events()
+	if err != nil || len(events) != 1 || events[0].Outcome != audit.Aborted {
+		t.Errorf("events %+v, %v", events, err)
+	}
+}
+
+// What was in flight when the process died has its event at the next start.
+func TestKilled(t *testing.T) {
+	r := newRig(t, world.Options{}, world.ProxyOptions{})
+	r.store(t, "web/large", make([]byte, 32<<20))
+	r.get(t, "/artifacts/web/large")
+	config, err := os.ReadFile(r.proxy.ConfigFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.proxy.Kill()
+	again, err := r.StartProxy(context.Background(), string(config))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Stop()
+	events, err := again.WaitEvents(t.Context(), 1)
+	if err != nil || len(events) != 1 {
+		t.Fatalf("events %+v, %v", events, err)
+	}
+	if e := events[0]; e.Outcome != audit.Interrupted || e.Operation != "GetObject" || e.Key != "web/large" || e.Identity.Session != "env-1" || !e.Decision.Allow {
+		t.Errorf("event %+v", e)
+	}
+}
+
+func TestReload(t *testing.T) {
+	dir := t.TempDir()
+	policy := filepath.Join(dir, "policy")
+	if err := os.Mkdir(policy, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(policy, "a.rego"), "package s3.authz\nallow if input.action == \"s3:GetObject\"\n")
+	r := newRig(t, world.Options{}, world.ProxyOptions{PolicyDir: policy})
+	r.store(t, "web/x", []byte("x"))
+	status := func() int { return r.get(t, "/artifacts/web/x").StatusCode }
+	if got := status(); got != 200 {
+		t.Fatalf("status %d", got)
+	}
+
+	// The policy's directory changes.
+	write(t, filepath.Join(policy, "a.rego"), "package s3.authz\nallow if input.action == \"s3:PutObject\"\n")
+	until(t, "the new policy in force", func() bool { return status() == 403 })
+	write(t, filepath.Join(policy, "a.rego"), "package s3.authz\nallow if")
+	until(t, "the bad policy noticed", func() bool { return strings.Contains(r.proxy.Log(), "policy not loaded") })
+	if got := status(); got != 403 {
+		t.Errorf("a policy that does not compile was taken: status %d", got)
+	}
+
+	// So does the configuration: first badly, then well.
+	config, err := os.ReadFile(r.proxy.ConfigFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(policy, "a.rego"), "package s3.authz\nallow if input.action == \"s3:GetObject\"\n")
+	until(t, "the old policy in force again", func() bool { return status() == 200 })
+	write(t, r.proxy.ConfigFile, string(config)+"\nfrobnicate: 1\n")
+	r.proxy.Signal(syscall.SIGHUP)
+	until(t, "the bad configuration noticed", func() bool { return strings.Contains(r.proxy.Log(), "frobnicate: unknown key") })
+	if got := status(); got != 200 {
+		t.Errorf("status %d", got)
+	}
+	write(t, r.proxy.ConfigFile, strings.Replace(string(config), r.Audience, "https://other.example.com", 1))
+	r.proxy.Signal(syscall.SIGHUP)
+	until(t, "the new audience", func() bool { return status() == 400 })
+}
+
+func TestAdmin(t *testing.T) {
+	token := filepath.Join(t.TempDir(), "token")
+	write(t, token, "let-me-in\n")
+	r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{"admin.token_file": token}})
+	ask := func(method, path, body, token string) (int, string) {
+		request, err := http.NewRequest(method, r.proxy.AdminURL+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if token != "" {
+			request.Header.Set("Authorization", "Bearer "+token)
+		}
+		answer, err := http.DefaultClient.Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer answer.Body.Close()
+		text, _ := io.ReadAll(answer.Body)
+		return answer.StatusCode, string(text)
+	}
+	r.store(t, "web/x", []byte("x"))
+	if r.get(t, "/artifacts/web/x").StatusCode != 200 {
+		t.Error("not served")
+	}
+	for path, want := range map[string]string{"/healthz": "ok", "/readyz": `"ready":true`, "/metrics": `sluice_requests_total{`} {
+		if status, text := ask("GET", path, "", ""); status != 200 || !strings.Contains(text, want) {
+			t.Errorf("%s: %d %s", path, status, text)
+		}
+	}
+	for _, bad := range []string{"", "wrong", "let-me-i"} {
+		if status, _ := ask("POST", "/revocations", `{"session": "env-1"}`, bad); status != 401 {
+			t.Errorf("token %q: %d", bad, status)
+		}
+	}
+	revocation := fmt.Sprintf(`{"session": "env-1", "issuer": %q}`, r.Issuer.URL())
+	status, text := ask("POST", "/revocations", revocation, "let-me-in")
+	if status != 201 || !strings.Contains(text, `"session":"env-1"`) {
+		t.Fatalf("%d %s", status, text)
+	}
+	if got := r.get(t, "/artifacts/web/x"); got.StatusCode != 403 {
+		t.Errorf("a revoked session is served: %s", got.Status)
+	}
+	status, text = ask("GET", "/revocations", "", "let-me-in")
+	if status != 200 || strings.Count(text, `"id"`) != 1 {
+		t.Fatalf("%d %s", status, text)
+	}
+	_, rest, _ := strings.Cut(text, `"id":"`)
+	id, _, _ := strings.Cut(rest, `"`)
+	if status, text := ask("DELETE", "/revocations/"+id, "", "let-me-in"); status != 204 {
+		t.Errorf("%d %s", status, text)
+	}
+	if status, _ := ask("DELETE", "/revocations/"+id, "", "let-me-in"); status != 404 {
+		t.Errorf("%d", status)
+	}
+	if got := r.get(t, "/artifacts/web/x"); got.StatusCode != 200 {
+		t.Errorf("a session that is revoked no more is refused: %s", got.Status)
+	}
+	for _, bad := range []string{"", "{}", `{"session": "a", "subject": "b"}`, `{"session": "a", "frobnicate": 1}`, `{"session": "a", "issuer": "https://elsewhere"}`} {
+		if status, text := ask("POST", "/revocations", bad, "let-me-in"); status != 400 {
+			t.Errorf("%s: %d %s", bad, status, text)
+		}
+	}
+	if status, text := ask("POST", "/-/reload", "", "let-me-in"); status != 200 || !strings.Contains(text, "revision") {
+		t.Errorf("%d %s", status, text)
+	}
+}
