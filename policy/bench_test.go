@@ -106,3 +106,46 @@ func BenchmarkDecide(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkVisibleKeys: a page of a listing.
+func BenchmarkVisibleKeys(b *testing.B) {
+	e := openDir(b, startersDir(b, grown(5_000)))
+	keys := make([]string, 1000)
+	for i := range keys {
+		keys[i] = fmt.Sprintf("%s/2026/build-%d.tgz", []string{"web", "api", "secret", "shared"}[i%4], i)
+	}
+	q := question(policy.Access{Action: "s3:ListBucket", Bucket: "artifacts", Backend: "aws"})
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := e.VisibleKeys(context.Background(), q, keys); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkKnow: what a token costs that was never seen before.
+func BenchmarkKnow(b *testing.B) {
+	e := openDir(b, startersDir(b, grown(5_000)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := e.Decide(context.Background(), question()); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkDeleteMany: DeleteObjects with as many keys as it takes.
+func BenchmarkDeleteMany(b *testing.B) {
+	e := openDir(b, startersDir(b, grown(5_000)))
+	accesses := make([]policy.Access, 1000)
+	for i := range accesses {
+		accesses[i] = policy.Access{Action: "s3:DeleteObject", Bucket: "artifacts", Key: fmt.Sprintf("web/%d", i), Backend: "aws"}
+	}
+	q := question(accesses...)
+	b.ReportAllocs()
+	for b.Loop() {
+		if d, err := e.Decide(context.Background(), q); err != nil || !d.Allow {
+			b.Fatal(d, err)
+		}
+	}
+}

@@ -51,24 +51,60 @@ func (s *snapshot) allowed(e *evaluation, q *Question) ([]bool, error) {
 	return allowed, nil
 }
 
-// each makes ready to ask about one access after the other.
+// visible asks of each key whether it could be read.
+func (s *snapshot) visible(e *evaluation, q *Question, keys []string) ([]bool, error) {
+	if err := q.check(); err != nil {
+		return nil, err
+	}
+	read := *q
+	read.Operation = "GetObject"
+	read.Accesses = []Access{{Action: "s3:GetObject", Bucket: q.Accesses[0].Bucket, Backend: q.Accesses[0].Backend}}
+	in := s.asking(e, &read)
+	defer in.end()
+	visible := make([]bool, len(keys))
+	for i, key := range keys {
+		if key == "" {
+			continue // no object is called that
+		}
+		read.Accesses[0].Key = key
+		in.begin(&read.Accesses[0])
+		var a answer
+		if err := in.askAllow(&a); err != nil {
+			return nil, fmt.Errorf("decide s3:GetObject by policy %s: %w", s.revision, err)
+		}
+		visible[i] = a.allow
+	}
+	return visible, nil
+}
+
+// each asks about one access after the other.
 func (s *snapshot) each(e *evaluation, q *Question, ask func(i int, in *asking) error) error {
 	if err := q.check(); err != nil {
 		return err
 	}
-	in := asking{snapshot: s, evaluation: e, question: q}
-	if !e.plain {
-		if in.machine = s.program.machine(e, q, e.slot); in.machine != nil {
-			defer in.machine.release()
-		}
-	}
+	in := s.asking(e, q)
+	defer in.end()
 	for i := range q.Accesses {
 		in.begin(&q.Accesses[i])
-		if err := ask(i, &in); err != nil {
+		if err := ask(i, in); err != nil {
 			return fmt.Errorf("decide %s by policy %s: %w", q.Accesses[i].Action, s.revision, err)
 		}
 	}
 	return nil
+}
+
+func (s *snapshot) asking(e *evaluation, q *Question) *asking {
+	in := &asking{snapshot: s, evaluation: e, question: q}
+	if !e.plain {
+		in.machine = s.program.machine(e, q, e.slot)
+	}
+	return in
+}
+
+func (in *asking) end() {
+	if in.machine != nil {
+		in.machine.release()
+	}
 }
 
 // asking is one question being asked, an access at a time.

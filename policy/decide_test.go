@@ -141,3 +141,25 @@ func TestDeleteMany(t *testing.T) {
 		}
 	}
 }
+
+func TestVisibleKeys(t *testing.T) {
+	for name, rego := range map[string]string{
+		"fast": "package s3.authz\nallow if { input.operation == `GetObject`; input.bucket == `b`; startswith(input.key, `web/`) }\ndeny contains `x` if endswith(input.key, `.secret`)\n",
+		"OPA":  "package s3.authz\nallow if { input.operation == `GetObject`; input.bucket == `b`; some p in [x | x := `web/`]; startswith(input.key, p) }\ndeny contains `x` if endswith(input.key, `.secret`)\n",
+	} {
+		e := open(t, rego)
+		q := question(policy.Access{Action: "s3:ListBucket", Bucket: "b", Prefix: "", Delimiter: "/"})
+		q.Operation = "ListObjectsV2"
+		have, err := e.VisibleKeys(context.Background(), q, []string{"web/a", "web/a.secret", "api/a", "", "web/", "web"})
+		if err != nil || !reflect.DeepEqual(have, []bool{true, false, false, false, true, false}) {
+			t.Errorf("%s: %v, %v", name, have, err)
+		}
+	}
+	e := open(t, "package s3.authz\nallow if to_number(input.key) == 1\n")
+	if have, err := e.VisibleKeys(context.Background(), question(), []string{"1", "x"}); err == nil {
+		t.Errorf("a failing policy shows %v", have)
+	}
+	if _, err := new(policy.Engine).VisibleKeys(context.Background(), question(), nil); err == nil {
+		t.Error("an engine without policy shows keys")
+	}
+}

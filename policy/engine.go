@@ -13,6 +13,7 @@ type Engine struct {
 	entrypoint string
 	source     source
 	deadline   time.Duration // of one question's evaluation
+	slot       int           // of a subject's cache
 	shadow     *Engine       // nil where none is configured
 	onReload   func(Status)
 	current    atomic.Pointer[snapshot]
@@ -81,6 +82,12 @@ func newEngine(c Config, onReload func(Status)) (*Engine, error) {
 	return e, err
 }
 
+func (e *Engine) evaluation(ctx context.Context, q *Question) *evaluation {
+	ev := newEvaluation(ctx, q, e.deadline)
+	ev.slot = e.slot
+	return ev
+}
+
 var errNoPolicy = errors.New("no policy is loaded")
 
 // Decide asks policy about every access. An error means that nothing was decided: refuse.
@@ -89,7 +96,7 @@ func (e *Engine) Decide(ctx context.Context, q *Question) (*Decision, error) {
 	if s == nil {
 		return nil, errNoPolicy
 	}
-	d, err := s.decide(newEvaluation(ctx, q, e.deadline), q)
+	d, err := s.decide(e.evaluation(ctx, q), q)
 	if err == nil && e.shadow != nil {
 		d.Shadow = e.shadow.shadowOf(ctx, q, d)
 	}
@@ -102,7 +109,17 @@ func (e *Engine) Allowed(ctx context.Context, q *Question) ([]bool, error) {
 	if s == nil {
 		return nil, errNoPolicy
 	}
-	return s.allowed(newEvaluation(ctx, q, e.deadline), q)
+	return s.allowed(e.evaluation(ctx, q), q)
+}
+
+// VisibleKeys tells for each key, or common prefix, of a listing whether s3:GetObject on it would be allowed. q is
+// the listing's question: its first access names the bucket and the backend.
+func (e *Engine) VisibleKeys(ctx context.Context, q *Question, keys []string) ([]bool, error) {
+	s := e.current.Load()
+	if s == nil {
+		return nil, errNoPolicy
+	}
+	return s.visible(e.evaluation(ctx, q), q, keys)
 }
 
 // Status is the health of the policy.

@@ -19,14 +19,14 @@ func Load(ctx context.Context, dir string) (*Engine, error) {
 
 // DecidePlain decides by OPA alone.
 func (e *Engine) DecidePlain(ctx context.Context, q *Question) (*Decision, error) {
-	ev := newEvaluation(ctx, q, e.deadline)
+	ev := e.evaluation(ctx, q)
 	ev.plain = true
 	return e.current.Load().decide(ev, q)
 }
 
 // AllowedPlain is Allowed by OPA alone.
 func (e *Engine) AllowedPlain(ctx context.Context, q *Question) ([]bool, error) {
-	ev := newEvaluation(ctx, q, e.deadline)
+	ev := e.evaluation(ctx, q)
 	ev.plain = true
 	return e.current.Load().allowed(ev, q)
 }
@@ -34,7 +34,7 @@ func (e *Engine) AllowedPlain(ctx context.Context, q *Question) ([]bool, error) 
 // Fast tells which of the questions about allow, terms and reasons the program answers without OPA.
 func (e *Engine) Fast(q *Question) (fast [3]bool) {
 	s := e.current.Load()
-	m := s.program.machine(newEvaluation(context.Background(), q, e.deadline), q, 0)
+	m := s.program.machine(e.evaluation(context.Background(), q), q, 0)
 	if m == nil {
 		return fast
 	}

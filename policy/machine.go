@@ -49,13 +49,22 @@ func (p *program) know(subject *Subject, slot int) *known {
 	m.program, m.known, m.results, m.turn = p, k, make([]result, len(p.order)), 1
 	for _, rs := range p.order {
 		if rs.deps == 0 {
-			m.gaveUp, m.steps = false, 0
-			v := m.evaluate(rs, nil)
-			k.rules[rs.number] = result{value: v, known: true, gaveUp: m.gaveUp}
+			k.rules[rs.number] = m.knowOne(rs)
 		}
 	}
 	subject.known[slot].Store(k)
 	return k
+}
+
+func (m *machine) knowOne(rs *ruleSet) (r result) {
+	defer func() {
+		if recover() != nil {
+			r = result{known: true, gaveUp: true}
+		}
+	}()
+	m.gaveUp, m.steps, m.stack, m.yields = false, 0, m.stack[:0], m.yields[:0]
+	v := m.evaluate(rs, nil)
+	return result{value: v, known: true, gaveUp: m.gaveUp}
 }
 
 // machine runs a program for one question at a time.
@@ -135,16 +144,29 @@ func (m *machine) answer(stage int, found func(name string, v ast.Value)) bool {
 		return false
 	}
 	var values [4]value
+	if !m.evaluateAll(rules, values[:]) {
+		return false
+	}
+	for i, r := range rules {
+		if values[i].defined() {
+			found(r.name, values[i].ast())
+		}
+	}
+	return true
+}
+
+// evaluateAll reports whether it could. A panic is only one more way of giving up.
+func (m *machine) evaluateAll(rules []namedRules, values []value) (ok bool) {
+	defer func() {
+		if recover() != nil {
+			ok = false
+		}
+	}()
 	m.gaveUp, m.stack, m.yields = false, m.stack[:0], m.yields[:0]
 	for i, r := range rules {
 		values[i] = m.ruleValue(r.rules)
 		if m.gaveUp {
 			return false
-		}
-	}
-	for i, r := range rules {
-		if values[i].defined() {
-			found(r.name, values[i].ast())
 		}
 	}
 	return true

@@ -141,9 +141,15 @@ var errUnknown = errors.New("evaluated by OPA")
 
 func unknown(what string, x any) error { return fmt.Errorf("%w: %s %v", errUnknown, what, x) }
 
-// newProgram compiles what it can of the rules of the contract.
-func newProgram(c *ast.Compiler, d *data, entry ast.Ref) *program {
-	p := &program{compiler: c, data: d, rules: map[string]*ruleSet{}, maps: map[ast.Object]map[string]value{}}
+// newProgram compiles what it can of the rules of the contract. It is nil where compiling fails in a way that nobody
+// thought of: then OPA answers everything.
+func newProgram(c *ast.Compiler, d *data, entry ast.Ref) (p *program) {
+	defer func() {
+		if recover() != nil {
+			p = nil
+		}
+	}()
+	p = &program{compiler: c, data: d, rules: map[string]*ruleSet{}, maps: map[ast.Object]map[string]value{}}
 	for stage, rules := range [][]rule{
 		{ruleAllow, ruleDeny}, {ruleRole, ruleSessionPolicy, ruleLimits, ruleFilterListing}, {ruleReasons},
 	} {

@@ -100,9 +100,9 @@ func TestMatcherStarters(t *testing.T) {
 // TestMatcherRandom: random policies over random data, with everything that the program knows and much that it does
 // not, decide the same either way, failures included.
 func TestMatcherRandom(t *testing.T) {
-	policies := 300
-	if testing.Short() {
-		policies = 50
+	policies := 40
+	if n := os.Getenv("POLICY_COUNT"); n != "" {
+		fmt.Sscan(n, &policies)
 	}
 	seed := uint64(time.Now().UnixNano())
 	if s := os.Getenv("POLICY_SEED"); s != "" {
@@ -114,7 +114,7 @@ func TestMatcherRandom(t *testing.T) {
 		g := &generator{Rand: rand.New(rand.NewPCG(seed, uint64(i)))}
 		d := dir(t, map[string]string{"d.json": g.data()})
 		rego, e := g.policy(t, d)
-		for range 30 {
+		for range 200 {
 			q := g.question()
 			questions++
 			same(t, e, q, rego)
@@ -243,7 +243,7 @@ func (g *generator) text() string {
 func (g *generator) expr(within string) string {
 	g.vars++
 	x := fmt.Sprintf("x%d", g.vars)
-	switch g.IntN(22) {
+	switch g.IntN(40) {
 	case 0, 1, 2:
 		return fmt.Sprintf("%s == %s", g.term(within), g.term(within))
 	case 3:
@@ -278,6 +278,20 @@ func (g *generator) expr(within string) string {
 		return fmt.Sprintf("count([y | some y in data.list; y == %s]) > 0", g.term(within))
 	case 20:
 		return fmt.Sprintf("every y in data.list { y != %s }", g.term(within))
+	case 21:
+		return fmt.Sprintf("%s == %s", g.text(), g.text())
+	case 22, 23, 24, 25:
+		return fmt.Sprintf("%s in {\"a\", \"web\"}", g.text())
+	case 26, 27:
+		return fmt.Sprintf("startswith(%s, %s)", g.text(), g.text())
+	case 28, 29:
+		return fmt.Sprintf("data.grants[input.identity.attributes.project][%s]", g.text())
+	case 30, 31:
+		return fmt.Sprintf("not data.owners[%s]", g.text())
+	case 32, 33:
+		return fmt.Sprintf("data.owners[%s] == %s", g.text(), g.text())
+	case 34, 35:
+		return fmt.Sprintf("%s := %s\n\t%s != %s", x, g.text(), x, g.text())
 	}
 	return fmt.Sprintf("object.get(%s, %s, %s) == %s", g.pick("input", "input.identity.claims", "data.owners"), g.text(), g.text(), g.term(within))
 }

@@ -19,7 +19,7 @@ func newShadow(e *Engine, c Config) *Engine {
 			e.onReload(e.Status())
 		}
 	})
-	shadow.deadline = shadowDeadline
+	shadow.deadline, shadow.slot = shadowDeadline, 1
 	if err != nil {
 		shadow.source, shadow.err = nil, err
 	}
@@ -44,7 +44,7 @@ func (e *Engine) shadowOf(ctx context.Context, q *Question, decided *Decision) (
 		return s
 	}
 	s.Revision = current.revision
-	d, err := current.decide(newEvaluation(ctx, q, e.deadline), q)
+	d, err := current.decide(e.evaluation(ctx, q), q)
 	if err != nil {
 		fail(err)
 		return s
