@@ -421,8 +421,12 @@ var moduleDir = sync.OnceValues(func() (string, error) {
 const module = "github.com/sluice-s3/sluice"
 
 // ProxyProgram builds cmd/proxy, with the race detector where this program has it, and returns the binary. It is
-// kept in the user's cache directory, so that building it again costs a look only.
+// kept in the user's cache directory, so that building it again costs a look only. Where SLUICE_PROXY_PROGRAM names a binary,
+// that is taken as it is.
 func ProxyProgram(ctx context.Context) (string, error) {
+	if program := os.Getenv("SLUICE_PROXY_PROGRAM"); program != "" {
+		return program, nil
+	}
 	built.Lock()
 	defer built.Unlock()
 	if _, err := os.Stat(built.program); err == nil {

@@ -5,7 +5,6 @@ import (
 	"io"
 	"os"
 	"strings"
-	"time"
 )
 
 // printer writes for people. It uses colours on a terminal only.
@@ -75,36 +74,6 @@ func (p *printer) facts(pairs ...string) {
 	for i := 0; i+1 < len(pairs); i += 2 {
 		value, remark, _ := strings.Cut(pairs[i+1], "\t")
 		fmt.Fprintf(p.out, "  %-8s%-26s %s\n", pairs[i], value, p.dim(remark))
-	}
-}
-
-// working says that something takes its time, until the returned function is called.
-func (p *printer) working(what string) (stop func()) {
-	began := time.Now()
-	done, ended := make(chan struct{}), make(chan struct{})
-	fmt.Fprintf(p.out, "  %s … ", what)
-	go func() {
-		defer close(ended)
-		tick := time.NewTicker(time.Second)
-		defer tick.Stop()
-		for {
-			select {
-			case <-tick.C:
-				if p.terminal {
-					fmt.Fprintf(p.out, "\r  %s … %ds ", what, int(time.Since(began).Seconds()))
-				}
-			case <-done:
-				return
-			}
-		}
-	}()
-	return func() {
-		close(done)
-		<-ended
-		if p.terminal {
-			fmt.Fprintf(p.out, "\r  %s … ", what)
-		}
-		fmt.Fprintf(p.out, "%.1fs\n\n", time.Since(began).Seconds())
 	}
 }
 
