@@ -130,6 +130,9 @@ func (n *natsStore) parse(servers string) (string, []nats.Option, error) {
 	return strings.Join(names, ","), options, nil
 }
 
+// errAgain is how follow ends where it is to begin anew.
+var errAgain = errors.New("again")
+
 // run follows the bucket until ctx ends.
 func (n *natsStore) run(ctx context.Context) {
 	defer n.conn.Close()
@@ -141,6 +144,9 @@ func (n *natsStore) run(ctx context.Context) {
 		err := n.follow(ctx)
 		if ctx.Err() != nil {
 			return
+		}
+		if err == errAgain {
+			continue // whoever asked for it has said so if anything is lost
 		}
 		n.lost(err)
 		select {
@@ -180,7 +186,7 @@ func (n *natsStore) follow(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-n.wake:
-			return errors.New("reconnected")
+			return errAgain
 		case entry, ok := <-watcher.Updates():
 			if !ok {
 				return errors.New("the watch ended")
