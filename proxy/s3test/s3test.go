@@ -5,7 +5,6 @@
 package s3test
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -258,6 +257,9 @@ func (b *Backend) serve(w http.ResponseWriter, hr *http.Request) {
 	t := hr.Context().Value(tapKey{}).(*tap)
 	head, number := t.takeHead()
 	r := parseHead(head)
+	if hr.ContentLength > 0 {
+		r.Body = make([]byte, 0, min(hr.ContentLength, KeepBody))
+	}
 	b.mu.Lock()
 	lookup, handle, stream := b.lookup, b.handle, b.stream
 	r.Signature, r.SignatureErr = CheckSignature(r, lookup, time.Now())
@@ -344,7 +346,7 @@ func (c *recorder) end(err error) {
 	r.SHA256 = hex.EncodeToString(c.hash.Sum(nil))
 	if err == nil {
 		r.Trailer = c.tap.takeTrailer(c.number)
-		r.Payload = bytes.Clone(r.Body)
+		r.Payload = r.Body
 		if r.Length <= KeepBody {
 			r.PayloadErr = r.checkPayload()
 		}
