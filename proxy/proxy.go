@@ -6,6 +6,7 @@ package proxy
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -143,11 +144,13 @@ func (c *call) serve() {
 	_, end := c.span("parse")
 	op, err := c.proxy.addressing.Parse(c.in)
 	end(err)
+	if op != nil {
+		c.setOperation(op) // what was understood of a request that is refused is recorded too
+	}
 	if err != nil {
 		c.refuse(err)
 		return
 	}
-	c.setOperation(op)
 	if op.Preflight() {
 		c.forwardPreflight()
 		return
@@ -175,13 +178,19 @@ func (c *call) serve() {
 	}
 }
 
-// object is every operation whose accesses the request line and headers tell.
+// object is every operation but the two that answer for several buckets or keys at once.
 func (c *call) object() {
 	if err := c.route(c.op.Bucket, c.op.Source); err != nil {
 		c.refuse(err)
 		return
 	}
-	decision, err := c.decide(c.op.Accesses())
+	accesses := c.op.Accesses()
+	whole, more, err := c.inspect()
+	if err != nil {
+		c.refuse(err)
+		return
+	}
+	decision, err := c.decide(append(accesses, more...))
 	if err != nil {
 		c.refuse(err)
 		return
@@ -194,11 +203,32 @@ func (c *call) object() {
 		c.refuse(noBackend(c.op.Bucket))
 		return
 	}
-	payload := c.op.Payload
-	body, err := payload.Outbound(c.body(), c.chunks(), c.proof.CheckHash)
+	if whole != nil {
+		c.forward(c.op.WholeBody(whole))
+		return
+	}
+	body, err := c.op.Payload.Outbound(c.body(), c.chunks(), c.proof.CheckHash)
 	if err != nil {
 		c.refuse(err)
 		return
 	}
 	c.forward(body)
+}
+
+// inspect reads the body of the few operations whose bodies ask for more than their names say. They are small; all
+// others stream and are not looked at.
+func (c *call) inspect() (body []byte, accesses []s3wire.Access, err error) {
+	limit := c.op.BodyLimit()
+	if limit == 0 {
+		return nil, nil, nil
+	}
+	from, err := c.op.Payload.Unframed(c.body(), c.chunks(), c.proof.CheckHash)
+	if err != nil || from == nil {
+		return nil, nil, err
+	}
+	if body, err = io.ReadAll(io.LimitReader(from, limit+1)); err != nil {
+		return nil, nil, err
+	}
+	accesses, err = c.op.BodyAccesses(body)
+	return body, accesses, err
 }

@@ -654,3 +654,35 @@ func TestShutdownContextIsNotAFault(t *testing.T) {
 	}
 	check(t, r.event(), map[string]any{"outcome": "aborted"})
 }
+
+// A body that asks for more than its operation's name is judged by what it asks for, or refused.
+func TestBodiesThatAskForMore(t *testing.T) {
+	r := newRig(t, rigOptions{policy: ownPrefix + "\nallow if input.action == \"s3:CreateBucket\"\nallow if input.action == \"s3:RestoreObject\"\n"})
+	location := `<CreateBucketConfiguration xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><LocationConstraint>eu-west-1</LocationConstraint>%s</CreateBucketConfiguration>`
+	for name, c := range map[string]struct {
+		method, target, body string
+		status               int
+	}{
+		"bucket":               {"PUT", "/fresh", fmt.Sprintf(location, ""), 200},
+		"bucket without body":  {"PUT", "/fresh", "", 200},
+		"tagged bucket":        {"PUT", "/fresh", fmt.Sprintf(location, "<Tags><Tag><Key>a</Key><Value>b</Value></Tag></Tags>"), 403},
+		"restore":              {"POST", "/artifacts/web/k?restore", "<RestoreRequest><Days>1</Days></RestoreRequest>", 200},
+		"restore that selects": {"POST", "/artifacts/web/k?restore", "<RestoreRequest><Type>SELECT</Type><OutputLocation><S3><BucketName>other</BucketName></S3></OutputLocation></RestoreRequest>", 501},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r.backend.Forget()
+			response, text := r.do(r.request(c.method, c.target, strings.NewReader(c.body)))
+			if response.StatusCode != c.status {
+				t.Errorf("%s, want %d: %s", response.Status, c.status, text)
+			}
+			r.event()
+			if c.status == 200 {
+				if got := r.backend.Last(); string(got.Payload) != c.body {
+					t.Errorf("the backend saw %q", got.Payload)
+				}
+			} else if n := len(r.backend.Requests()); n != 0 {
+				t.Errorf("%d requests reached the backend", n)
+			}
+		})
+	}
+}
