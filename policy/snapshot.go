@@ -133,6 +133,8 @@ func mergeData(data map[string]any, at []string, doc map[string]any, name string
 type snapshot struct {
 	revision string
 	loaded   time.Time
+	entry    ast.Ref
+	files    *files
 	compiler *ast.Compiler
 	data     *data
 
@@ -181,7 +183,7 @@ func newSnapshot(f *files, entrypoint string, now time.Time) (*snapshot, error) 
 		return nil, compileError(c.Errors)
 	}
 
-	s := &snapshot{revision: f.revision, loaded: now, compiler: c, data: data}
+	s := &snapshot{revision: f.revision, loaded: now, entry: entry, files: f, compiler: c, data: data}
 	if err := s.check(entry); err != nil {
 		return nil, err
 	}
@@ -340,7 +342,7 @@ func (s *snapshot) run(q *query, e *evaluation, input *ast.Term, cache topdown.V
 		WithMetrics(metrics.NoOp()).
 		WithStrictBuiltinErrors(true)
 	if e.tracer != nil {
-		t = t.WithQueryTracer(e.tracer)
+		t = t.WithQueryTracer(e.tracer).WithIndexing(false).WithEarlyExit(false)
 	}
 	answers := 0
 	err := t.Iter(e.ctx, func(result topdown.QueryResult) error {
