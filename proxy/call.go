@@ -35,6 +35,7 @@ type call struct {
 	op       *s3wire.Operation
 	proof    *identity.Proof
 	backend  *Backend
+	asked    *policy.Question
 	decision *policy.Decision
 	lease    lease // of the session's limits
 
@@ -223,7 +224,8 @@ func (p *Proxy) backendOf(bucket string) *Backend {
 // decide asks policy about accesses, and writes down what it said.
 func (c *call) decide(accesses []s3wire.Access) (*policy.Decision, error) {
 	_, end := c.span("decide")
-	decision, err := c.proxy.Policy.Decide(c.ctx, c.question(accesses))
+	c.asked = c.question(accesses)
+	decision, err := c.proxy.Policy.Decide(c.ctx, c.asked)
 	end(err)
 	if err != nil {
 		c.event.Accesses = recordAccesses(accesses, nil)

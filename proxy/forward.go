@@ -20,11 +20,43 @@ func (c *call) forward(body s3wire.Outbound) {
 		return
 	}
 	defer answer.Body.Close()
-	if err := c.relay(answer); err != nil {
+	relay := c.relay
+	if c.decision.FilterListing && c.op.Listing() && answer.StatusCode == http.StatusOK {
+		relay = c.relayFiltered
+	}
+	if err := relay(answer); err != nil {
 		c.refuse(err)
 		return
 	}
 	c.event.Outcome = audit.Completed
+}
+
+// relayFiltered passes a listing on without the entries that the caller may not read. A page is judged whole before
+// any of it is sent.
+func (c *call) relayFiltered(answer *http.Response) error {
+	copyHeader(c.out.Header(), answer.Header)
+	c.out.Header().Del("Content-Length")
+	if c.in.Method == http.MethodHead {
+		c.out.WriteHeader(http.StatusOK)
+		return nil
+	}
+	err := c.op.FilterListing(c.out, answer.Body, func(listed []s3wire.Listed) ([]bool, error) {
+		keys := make([]string, len(listed))
+		for i := range listed {
+			keys[i] = listed[i].Key
+		}
+		c.progress.Add(1)
+		return c.proxy.Policy.VisibleKeys(c.ctx, c.asked, keys)
+	})
+	if _, gone := errors.AsType[*clientGone](err); err == nil || gone {
+		return err
+	}
+	if !c.out.started() {
+		for name := range answer.Header {
+			c.out.Header().Del(name) // they were the page's
+		}
+	}
+	return &backendDown{c.backendName(), err}
 }
 
 // send rebuilds the request from the operation, journals it, and sends it. Nothing of the incoming request goes

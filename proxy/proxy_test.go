@@ -686,3 +686,24 @@ func TestBodiesThatAskForMore(t *testing.T) {
 		})
 	}
 }
+
+func TestListingsShowOnlyWhatOneMayRead(t *testing.T) {
+	r := newRig(t, rigOptions{policy: ownPrefix + "\nallow if input.action == \"s3:ListBucket\"\nfilter_listing if input.prefix == \"\"\n"})
+	page := `<?xml version="1.0" encoding="UTF-8"?>
+<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>artifacts</Name><Prefix></Prefix><KeyCount>4</KeyCount><MaxKeys>1000</MaxKeys><IsTruncated>true</IsTruncated><NextContinuationToken>abc</NextContinuationToken><Contents><Key>api/secret</Key><Size>1</Size></Contents><Contents><Key>web/mine</Key><Size>2</Size></Contents><CommonPrefixes><Prefix>api/dir/</Prefix></CommonPrefixes><CommonPrefixes><Prefix>web/dir/</Prefix></CommonPrefixes></ListBucketResult>`
+	r.backend.Answer(200, http.Header{"Content-Type": {"application/xml"}}, page)
+	response, body := r.do(r.request("GET", "/artifacts?list-type=2", nil))
+	if response.StatusCode != 200 || strings.Contains(body, "api/") || !strings.Contains(body, "web/mine") || !strings.Contains(body, "web/dir/") || !strings.Contains(body, "<NextContinuationToken>abc</NextContinuationToken>") || !strings.Contains(body, "<KeyCount>2</KeyCount>") {
+		t.Errorf("%s %s", response.Status, body)
+	}
+	check(t, r.event(), map[string]any{"outcome": "completed", "bytes_out": len(body)})
+	if _, body := r.do(r.request("GET", "/artifacts?list-type=2&prefix=api/", nil)); body != page {
+		t.Errorf("a listing that is not to be filtered was: %s", body)
+	}
+	r.event()
+	r.backend.Answer(200, nil, "<html>not a listing</html>")
+	if response, body := r.do(r.request("GET", "/artifacts?list-type=2", nil)); response.StatusCode != 503 || strings.Contains(body, "html") {
+		t.Errorf("%s %s", response.Status, body)
+	}
+	check(t, r.event(), map[string]any{"outcome": "failed"})
+}
