@@ -352,6 +352,9 @@ func (p *Proxy) Kill() {
 // Signal sends the proxy a signal: SIGHUP reloads it.
 func (p *Proxy) Signal(s os.Signal) error { return p.cmd.Process.Signal(s) }
 
+// PID is the proxy's process.
+func (p *Proxy) PID() int { return p.cmd.Process.Pid }
+
 // Log is what the proxy has printed.
 func (p *Proxy) Log() string { return p.log.String() }
 

@@ -1,0 +1,135 @@
+// Package faults shows what users see when something is slow, broken, gone or too much. docs/faults.md says it in
+// words.
+//
+// The longest of them takes SLUICE_LONG=1, which makes the transfers of TestMemory whole:
+//
+//	SLUICE_LONG=1 go test ./test/faults
+package faults
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/sluice-s3/sluice/audit"
+	"github.com/sluice-s3/sluice/examples/world"
+)
+
+func TestMain(m *testing.M) {
+	world.Main()
+	os.Unsetenv("AWS_CA_BUNDLE") // it breaks SDK clients that are given an HTTP client
+	os.Exit(m.Run())
+}
+
+// rig is the built proxy in front of a backend that the test is.
+type rig struct {
+	*world.World
+	proxy *world.Proxy
+	token string
+}
+
+// newRig gives the proxy a backend that handles requests by h, or the world's own where h is nil.
+func newRig(t *testing.T, h http.Handler, set map[string]any) *rig {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	w, err := world.Start(ctx, world.Options{Buckets: []string{"artifacts"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.Stop() })
+	o := world.ProxyOptions{PolicyDir: policyDir(t), Set: map[string]any{}}
+	if h != nil {
+		backend := httptest.NewServer(h)
+		t.Cleanup(backend.Close)
+		t.Cleanup(backend.CloseClientConnections)
+		o.Credentials = "static"
+		o.Set["backends[0].endpoint"] = backend.URL
+	}
+	for path, value := range set {
+		o.Set[path] = value
+	}
+	config, err := w.ProxyConfig(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy, err := w.StartProxy(ctx, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the proxy logged:\n%.8000s", proxy.Log())
+		}
+	})
+	return &rig{World: w, proxy: proxy, token: w.Workspace("env-1", "web", "dev@acme.com")}
+}
+
+// policyDir holds a policy under which a project may do anything below its own prefix.
+func policyDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	const policy = `package s3.authz
+allow if startswith(input.key, concat("", [input.identity.attributes.project, "/"]))
+`
+	if err := os.WriteFile(filepath.Join(dir, "authz.rego"), []byte(policy), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// address is the proxy's host:port.
+func (r *rig) address() string { return r.proxy.URL[len("http://"):] }
+
+// dial is a connection to the proxy that the test speaks on by itself.
+func (r *rig) dial(t *testing.T) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", r.address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(time.Minute))
+	return c
+}
+
+func (r *rig) request(t *testing.T, method, key string) *http.Request {
+	t.Helper()
+	request, err := http.NewRequest(method, r.proxy.URL+"/artifacts/web/"+key, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Authorization", "Bearer "+r.token)
+	return request
+}
+
+// events waits until there are n, and fails where there are more.
+func (r *rig) events(t *testing.T, n int) []audit.Event {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	events, err := r.proxy.WaitEvents(ctx, n)
+	if err != nil || len(events) != n {
+		t.Fatalf("%d events, want %d: %v", len(events), n, err)
+	}
+	return events
+}
+
+func (r *rig) status(t *testing.T, field string) (n int) {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.proxy.PID()))
+	if err != nil {
+		t.Skipf("no /proc here: %v", err)
+	}
+	n, ok := procField(string(text), field)
+	if !ok {
+		t.Fatalf("no %s in\n%s", field, text)
+	}
+	return n
+}
