@@ -31,6 +31,7 @@ test_residency_kinds if {
 	count(authz.deny) == 0 with input as on_key("s3:GetObject", "patients-eu", "k")
 		with input.identity.attributes.project as "clinic"
 		with data.residency as inventory
+
 	# Nobody is cleared by being unknown.
 	count(authz.deny) == 1 with input as on_key("s3:GetObject", "patients-eu", "k")
 		with input.identity.attributes.project as "unheard-of"

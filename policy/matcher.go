@@ -104,6 +104,7 @@ type ruleSet struct {
 	number   int // -1 for functions
 	path     string
 	unknown  error // why OPA must answer
+	first    *ast.Location
 	set      bool  // `contains`
 	constant bool  // all values are the same: one true rule is enough
 	fallback value // of `default`
@@ -171,6 +172,13 @@ func newProgram(c *ast.Compiler, d *data, entry ast.Ref) (p *program) {
 	return p
 }
 
+func (p *program) allRules() map[string]*ruleSet {
+	if p == nil {
+		return nil
+	}
+	return p.rules
+}
+
 // ruleSet is nil where the reference does not name rules exactly.
 func (p *program) ruleSet(ref ast.Ref) *ruleSet {
 	path := ref.String()
@@ -181,7 +189,7 @@ func (p *program) ruleSet(ref ast.Ref) *ruleSet {
 	if len(rules) == 0 {
 		return nil
 	}
-	rs := &ruleSet{number: -1, path: path, constant: true}
+	rs := &ruleSet{number: -1, path: path, constant: true, first: rules[0].Location}
 	p.rules[path] = rs // Rego has no recursion
 	if rs.unknown = p.compileRules(rs, ref, rules); rs.unknown == nil && len(rules[0].Head.Args) == 0 {
 		rs.number = len(p.order)
