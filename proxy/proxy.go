@@ -85,13 +85,9 @@ func New(c Config) (*Proxy, error) {
 		if b.Signer == nil || b.Transport == nil || b.Endpoint == nil {
 			return nil, fmt.Errorf("proxy: backend %q: Signer, Transport and Endpoint are needed", b.Name)
 		}
-		for _, pattern := range b.Buckets {
-			g, err := glob.Compile(pattern)
-			if err != nil {
-				return nil, fmt.Errorf("proxy: backend %q: buckets: %q: %w", b.Name, pattern, err)
-			}
-			b.globs = append(b.globs, g)
-		}
+	}
+	if err := c.compile(); err != nil {
+		return nil, err
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()
@@ -112,6 +108,21 @@ func New(c Config) (*Proxy, error) {
 		sessions:   newSessionLimits(c.Limits, c.Now),
 		telemetry:  t,
 	}, nil
+}
+
+// compile makes the backends' globs ready.
+func (c *Config) compile() error {
+	for i := range c.Backends {
+		b := &c.Backends[i]
+		for _, pattern := range b.Buckets {
+			g, err := glob.Compile(pattern)
+			if err != nil {
+				return fmt.Errorf("proxy: backend %q: buckets: %q: %w", b.Name, pattern, err)
+			}
+			b.globs = append(b.globs, g)
+		}
+	}
+	return nil
 }
 
 // ServeHTTP answers one request and records it, once, whatever happens.

@@ -24,6 +24,7 @@ type commands struct {
 	Serve       serveCommand       `cmd:"" help:"Run the proxy."`
 	Check       checkCommand       `cmd:"" help:"Look for mistakes in a configuration."`
 	Credentials credentialsCommand `cmd:"" help:"Exchange the workspace token for AWS credentials (credential_process)."`
+	Explain     explainCommand     `cmd:"" help:"Why a request is, or was, allowed or refused."`
 	Policy      policyCommands     `cmd:"" help:"Test policies."`
 	Audit       auditCommands      `cmd:"" help:"Read and verify the audit log."`
 	Version     versionCommand     `cmd:"" help:"Print version, commit and Go version."`

@@ -1,0 +1,399 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/sluice-s3/sluice/audit"
+	"github.com/sluice-s3/sluice/policy"
+	"github.com/sluice-s3/sluice/proxy"
+	"github.com/sluice-s3/sluice/proxy/identity"
+	"github.com/sluice-s3/sluice/proxy/s3wire"
+	"github.com/sluice-s3/sluice/signer"
+)
+
+type explainCommand struct {
+	Config    string        `required:"" placeholder:"FILE" help:"Configuration file."`
+	TokenFile string        `placeholder:"T" help:"The workspace's OIDC token."`
+	Event     string        `placeholder:"FILE" help:"An audit event instead of a token and a request; - reads standard input."`
+	Access    string        `placeholder:"BUCKET[/KEY]" help:"Instead of one request: every action, and whether it is allowed there."`
+	JSON      bool          `name:"json" help:"For programs."`
+	Header    []string      `short:"H" sep:"none" placeholder:"NAME: VALUE" help:"A header of the request."`
+	Timeout   time.Duration `default:"15s" help:"For the issuer's keys."`
+	Method    string        `arg:"" optional:"" help:"GET, PUT, …"`
+	URL       string        `arg:"" optional:"" help:"The request's URL or path: https://s3.example.com/bucket/key, /bucket/key, s3://bucket/key"`
+}
+
+func (explainCommand) Example() string {
+	return `proxy explain --config sluice.yaml --token-file /run/token PUT /artifacts/web/x -H "x-amz-acl: public-read"
+proxy explain --config sluice.yaml --token-file /run/token --access artifacts/web/
+grep 01M83JG7R5 audit.jsonl | proxy explain --config sluice.yaml --event -`
+}
+
+// explained is the whole answer, as JSON has it.
+type explained struct {
+	Operation string `json:"operation"`
+	Identity  struct {
+		Issuer     string            `json:"issuer"`
+		Subject    string            `json:"subject"`
+		Session    string            `json:"session"`
+		Attributes policy.Attributes `json:"attributes"`
+	} `json:"identity"`
+	*policy.Explanation
+	Backend   string `json:"backend"`
+	ActAs     string `json:"act_as,omitempty"` // the role that the backend would see
+	RoleError string `json:"role_error,omitempty"`
+}
+
+// Run answers why a request would be, or was, allowed or refused. Nothing is sent to a backend or to STS.
+func (cmd explainCommand) Run(out io.Writer) error {
+	c, err := loadConfig(cmd.Config)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), cmd.Timeout)
+	defer cancel()
+	engine, err := policy.Open(ctx, c.Policy, nil)
+	if err != nil {
+		return fmt.Errorf("policy: %w", err)
+	}
+	if cmd.Event != "" {
+		return cmd.event(ctx, out, engine)
+	}
+	if cmd.TokenFile == "" {
+		return errors.New("whose request? give --token-file, or an audit event with --event")
+	}
+	id, err := cmd.identity(ctx, c)
+	if err != nil {
+		return err
+	}
+	parts, err := askConfig(ctx, c)
+	if err != nil {
+		return err
+	}
+	if cmd.Access != "" {
+		return cmd.access(ctx, out, engine, parts, id)
+	}
+	r, err := cmd.request(c)
+	if err != nil {
+		return err
+	}
+	asked, err := proxy.Ask(parts, id, r, time.Now())
+	if wire, refused := errors.AsType[*s3wire.Error](err); refused {
+		return fmt.Errorf("refused before policy is asked: %s: %s", wire.Code, wire.Message)
+	}
+	if err != nil {
+		return err
+	}
+	explanation, err := engine.Explain(ctx, asked.Question)
+	if err != nil {
+		return err
+	}
+	answer := explained{Operation: asked.Operation.Name, Explanation: explanation}
+	answer.Identity.Issuer, answer.Identity.Subject, answer.Identity.Session = id.Issuer, id.Subject, id.Session
+	answer.Identity.Attributes = policy.Attributes(id.Attributes)
+	if asked.Backend != nil {
+		answer.Backend = asked.Backend.Name
+		role, err := asked.Role(&policy.Decision{Role: explanation.Role, SessionPolicy: explanation.SessionPolicy})
+		if answer.ActAs = role; err != nil {
+			answer.RoleError = err.Error()
+		}
+	}
+	return cmd.print(out, &answer)
+}
+
+func (cmd explainCommand) identity(ctx context.Context, c *Config) (*identity.Identity, error) {
+	text, err := os.ReadFile(cmd.TokenFile)
+	if err != nil {
+		return nil, fmt.Errorf("--token-file: %w", err)
+	}
+	auth, err := identity.New(ctx, identity.Config{Issuers: c.Issuers})
+	if err != nil {
+		return nil, err
+	}
+	id, err := auth.VerifyToken(ctx, strings.TrimSpace(string(text)))
+	if err != nil {
+		return nil, fmt.Errorf("refused before policy is asked: the token: %w", err)
+	}
+	return id, nil
+}
+
+// askConfig is what proxy.Ask needs of the configuration.
+func askConfig(ctx context.Context, c *Config) (proxy.Config, error) {
+	trusted, err := parsePrefixes(c.Listen.TrustedProxies)
+	if err != nil {
+		return proxy.Config{}, err
+	}
+	parts := proxy.Config{Domains: c.Listen.Domains, TrustedProxies: trusted}
+	for i := range c.Backends {
+		b := &c.Backends[i]
+		s, err := signer.New(ctx, b.Credentials, signer.Options{Region: b.Region, CAFile: b.CAFile})
+		if err != nil {
+			return proxy.Config{}, fmt.Errorf("backends[%d].credentials: %w", i, err)
+		}
+		parts.Backends = append(parts.Backends, proxy.Backend{Name: b.Name, Buckets: b.Buckets, StrictKeys: b.Keys == "strict", Signer: s})
+	}
+	return parts, nil
+}
+
+func (cmd explainCommand) request(c *Config) (*http.Request, error) {
+	if cmd.Method == "" || cmd.URL == "" {
+		return nil, errors.New("which request? give METHOD URL, or --access BUCKET")
+	}
+	target := cmd.URL
+	host := "localhost"
+	if len(c.Listen.Domains) > 0 {
+		host = c.Listen.Domains[0]
+	}
+	if rest, ok := strings.CutPrefix(target, "s3://"); ok {
+		target = "/" + rest
+	}
+	if strings.HasPrefix(target, "/") {
+		target = "https://" + host + target
+	}
+	r, err := http.NewRequest(strings.ToUpper(cmd.Method), target, nil)
+	if err != nil {
+		return nil, fmt.Errorf("the URL: %w", err)
+	}
+	r.RemoteAddr = "127.0.0.1:0"
+	for _, h := range cmd.Header {
+		name, value, ok := strings.Cut(h, ":")
+		if !ok {
+			return nil, fmt.Errorf("-H %q is not \"Name: value\"", h)
+		}
+		r.Header.Add(strings.TrimSpace(name), strings.TrimSpace(value))
+	}
+	return r, nil
+}
+
+// event explains what the policy in force says today of a request that was recorded. What the event does not hold
+// (headers, claims that are not recorded) is absent from the input.
+func (cmd explainCommand) event(ctx context.Context, out io.Writer, engine *policy.Engine) error {
+	var text []byte
+	var err error
+	if cmd.Event == "-" {
+		text, err = io.ReadAll(os.Stdin)
+	} else {
+		text, err = os.ReadFile(cmd.Event)
+	}
+	if err != nil {
+		return fmt.Errorf("--event: %w", err)
+	}
+	var e audit.Event
+	if err := json.Unmarshal(text, &e); err != nil {
+		return fmt.Errorf("--event: not one audit event: %w", err)
+	}
+	if len(e.Accesses) == 0 {
+		return fmt.Errorf("the event has no accesses: the request was refused before policy was asked (%s)", e.Error)
+	}
+	explanation, err := engine.Explain(ctx, questionOf(&e))
+	if err != nil {
+		return err
+	}
+	answer := explained{Operation: e.Operation, Explanation: explanation, Backend: e.Backend.Name, ActAs: explanation.Role}
+	answer.Identity.Issuer, answer.Identity.Subject, answer.Identity.Session = e.Identity.Issuer, e.Identity.Subject, e.Identity.Session
+	answer.Identity.Attributes = policy.Attributes(e.Identity.Attributes)
+	return cmd.print(out, &answer)
+}
+
+// questionOf is what policy was asked for an event, as far as the event tells.
+func questionOf(e *audit.Event) *policy.Question {
+	q := &policy.Question{
+		Subject: policy.NewSubject(&policy.Identity{
+			Issuer: e.Identity.Issuer, Subject: e.Identity.Subject, Session: e.Identity.Session, Method: e.Identity.Method,
+			Claims: e.Identity.Claims, Attributes: policy.Attributes(e.Identity.Attributes),
+		}),
+		Operation: e.Operation,
+		Request: &policy.Request{
+			ID: e.ID, Time: e.Time, Host: e.Host, SourceIP: e.SourceIP, UserAgent: e.UserAgent,
+		},
+		Accesses: make([]policy.Access, len(e.Accesses)),
+	}
+	for i, a := range e.Accesses {
+		q.Accesses[i] = policy.Access{
+			Action: a.Action, Bucket: a.Bucket, Key: a.Key, VersionID: a.VersionID,
+			Prefix: a.Prefix, Delimiter: a.Delimiter, Backend: e.Backend.Name,
+		}
+	}
+	return q
+}
+
+func (cmd explainCommand) print(out io.Writer, x *explained) error {
+	if cmd.JSON {
+		encoder := json.NewEncoder(out)
+		encoder.SetIndent("", "  ")
+		return encoder.Encode(x)
+	}
+	fmt.Fprintf(out, "%s by %s, session %s, project %q (%s)\n", x.Operation, x.Identity.Subject, x.Identity.Session, x.Identity.Attributes.Project, x.Identity.Issuer)
+	for _, a := range x.Accesses {
+		fmt.Fprintf(out, "\n%s on %s: %s\n", a.Action, where(a), said(a.Allow))
+		for _, reason := range a.Reasons {
+			fmt.Fprintf(out, "  because %s\n", reason)
+		}
+		table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+		for _, rule := range a.Rules {
+			if rule.Elsewhere {
+				continue // about other actions
+			}
+			state := "holds"
+			if !rule.Holds {
+				state = "fails"
+				if f := rule.Failed; f != nil {
+					state = fmt.Sprintf("fails at line %d: %s%s", f.Line, f.Text, values(f.Values))
+				}
+			}
+			fmt.Fprintf(table, "  %s%s\t%s:%d\t%s\n", strings.Repeat("  ", rule.Depth), rule.Rule, rule.File, rule.Line, state)
+		}
+		table.Flush()
+	}
+	fmt.Fprintf(out, "\ndecision: %s, by policy %s\n", said(x.Allow), x.Revision)
+	if x.Error != "" {
+		fmt.Fprintf(out, "  error: %s\n", x.Error)
+	}
+	for _, reason := range x.Reasons {
+		fmt.Fprintf(out, "  because %s\n", reason)
+	}
+	switch {
+	case x.Backend == "":
+		fmt.Fprintln(out, "backend: none has this bucket")
+	case x.RoleError != "":
+		fmt.Fprintf(out, "backend: %s\nrole: refused: %s\n", x.Backend, x.RoleError)
+	default:
+		fmt.Fprintf(out, "backend: %s\n", x.Backend)
+		if x.ActAs != "" {
+			fmt.Fprintf(out, "role: %s\n", x.ActAs)
+		}
+	}
+	if len(x.SessionPolicy) > 0 {
+		fmt.Fprintf(out, "session policy: %s\n", x.SessionPolicy)
+	}
+	return nil
+}
+
+func where(a policy.AccessExplanation) string {
+	at := a.Bucket
+	if a.Key != "" {
+		at += "/" + a.Key
+	} else if a.Prefix != "" {
+		at += "/" + a.Prefix + "*"
+	}
+	if at == "" {
+		return "all buckets"
+	}
+	return at
+}
+
+func said(allow bool) string {
+	if allow {
+		return "allowed"
+	}
+	return "refused"
+}
+
+func values(v map[string]string) string {
+	if len(v) == 0 {
+		return ""
+	}
+	names := make([]string, 0, len(v))
+	for name := range v {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for i, name := range names {
+		names[i] = name + " = " + v[name]
+	}
+	return "  (" + strings.Join(names, ", ") + ")"
+}
+
+// access prints what the identity may do in one place: every action that an operation of Sluice's needs.
+func (cmd explainCommand) access(ctx context.Context, out io.Writer, engine *policy.Engine, parts proxy.Config, id *identity.Identity) error {
+	bucket, key, _ := strings.Cut(strings.TrimPrefix(cmd.Access, "s3://"), "/")
+	r, err := http.NewRequest(http.MethodHead, "https://localhost/"+bucket, nil)
+	if err != nil {
+		return fmt.Errorf("--access: %w", err)
+	}
+	parts.Domains = nil
+	asked, err := proxy.Ask(parts, id, r, time.Now())
+	if err != nil {
+		return err
+	}
+	template := asked.Question.Accesses[0]
+	type row struct {
+		Action string `json:"action"`
+		Bucket string `json:"bucket"`
+		Key    string `json:"key,omitempty"`
+		Prefix string `json:"prefix,omitempty"`
+		Allow  bool   `json:"allow"`
+	}
+	var rows []row
+	q := asked.Question
+	q.Accesses = nil
+	for _, action := range actions() {
+		access := template
+		access.Action = action.name
+		switch {
+		case action.object && key == "":
+			continue // no key was asked about
+		case action.object:
+			access.Key = key
+		default:
+			access.Prefix = key
+		}
+		q.Accesses = append(q.Accesses, access)
+		rows = append(rows, row{action.name, access.Bucket, access.Key, access.Prefix, false})
+	}
+	allowed, err := engine.Allowed(ctx, q)
+	if err != nil {
+		return err
+	}
+	for i := range rows {
+		rows[i].Allow = allowed[i]
+	}
+	if cmd.JSON {
+		encoder := json.NewEncoder(out)
+		encoder.SetIndent("", "  ")
+		return encoder.Encode(rows)
+	}
+	fmt.Fprintf(out, "%s, session %s, project %q on %s:\n", id.Subject, id.Session, id.Attributes.Project, cmd.Access)
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, r := range rows {
+		fmt.Fprintf(table, "  %s\t%s\n", r.Action, said(r.Allow))
+	}
+	if key == "" {
+		fmt.Fprintln(table, "  (for objects give a key: --access "+bucket+"/key)")
+	}
+	return table.Flush()
+}
+
+type action struct {
+	name   string
+	object bool
+}
+
+// actions are all that operations need, by name.
+func actions() []action {
+	seen := map[string]bool{}
+	var all []action
+	for _, op := range s3wire.Operations() {
+		if op.Level == "service" || op.Name == "DeleteObjects" { // its keys need what DeleteObject does
+			continue
+		}
+		for _, name := range op.Actions {
+			if !seen[name] {
+				seen[name] = true
+				all = append(all, action{name, op.Level == "object"})
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b action) int { return strings.Compare(a.name, b.name) })
+	return all
+}
