@@ -101,6 +101,11 @@ func (l *Log) startShippers() (err error) {
 func (l *Log) stopShippers(ctx context.Context) {
 	for _, s := range l.shippers {
 		close(s.drain)
+		s.mu.Lock()
+		if s.now.Err != nil {
+			s.stop() // no use to wait; the next process goes on from here
+		}
+		s.mu.Unlock()
 	}
 	for _, s := range l.shippers {
 		select {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -72,7 +73,18 @@ func (k *Kafka) check(report func(path, problem string)) {
 type kafka struct {
 	config         Kafka
 	format, source string
-	client         *kgo.Client
+	options        []kgo.Opt
+	client         *kgo.Client // nil = to be made
+	refused        atomic.Pointer[error]
+}
+
+// OnBrokerConnect keeps why no broker can be reached, which the client's own errors do not tell.
+func (k *kafka) OnBrokerConnect(_ kgo.BrokerMetadata, _ time.Duration, _ net.Conn, err error) {
+	if err != nil {
+		k.refused.Store(&err)
+	} else {
+		k.refused.Store(nil)
+	}
 }
 
 func openKafka(c Kafka, format, source string) (Sink, error) {
@@ -81,7 +93,8 @@ func openKafka(c Kafka, format, source string) (Sink, error) {
 		kgo.DefaultProduceTopic(c.Topic),
 		kgo.RequiredAcks(kgo.AllISRAcks()), // and idempotent, which keeps the order over retries
 		kgo.ClientID("sluice"),
-		kgo.RecordDeliveryTimeout(20 * time.Second),
+		kgo.DisableClientMetrics(),
+		kgo.AllowIdempotentProduceCancellation(), // and then never used again, see Send
 		kgo.ProducerLinger(0),
 		kgo.AllowAutoTopicCreation(), // if the brokers do
 		kgo.ProducerBatchCompression(kgo.ZstdCompression(), kgo.SnappyCompression(), kgo.NoCompression()),
@@ -112,16 +125,35 @@ func openKafka(c Kafka, format, source string) (Sink, error) {
 			options = append(options, kgo.SASL(scram.Sha512(login)))
 		}
 	}
-	client, err := kgo.NewClient(options...)
-	if err != nil {
-		return nil, err
-	}
-	return &kafka{c, format, source, client}, nil
+	k := &kafka{config: c, format: format, source: source}
+	k.options = append(options, kgo.WithHooks(k))
+	return k, nil
 }
 
 func (k *kafka) Send(ctx context.Context, messages []Message) (int, error) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	// The client tries again by itself, and says nothing meanwhile. (Its own timeout for records counts from their
+	// timestamps, which would leave no time for what an outage has made old.)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
+	if k.client == nil {
+		client, err := kgo.NewClient(k.options...)
+		if err != nil {
+			return 0, err
+		}
+		k.client = client
+	}
+	n, err := k.produce(ctx, messages)
+	if err != nil {
+		// What this client may still do with what it has would come out of order. Another one begins anew.
+		k.Close()
+		if why := k.refused.Load(); why != nil {
+			err = fmt.Errorf("%w (%w)", err, *why)
+		}
+	}
+	return n, err
+}
+
+func (k *kafka) produce(ctx context.Context, messages []Message) (int, error) {
 	contentType := "application/json"
 	if k.format == CloudEvents {
 		contentType = "application/cloudevents+json"
@@ -158,7 +190,10 @@ func (k *kafka) Send(ctx context.Context, messages []Message) (int, error) {
 }
 
 func (k *kafka) Close() error {
-	k.client.Close()
+	if k.client != nil {
+		k.client.Close()
+		k.client = nil
+	}
 	return nil
 }
 

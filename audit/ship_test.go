@@ -1,0 +1,489 @@
+package audit_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sluice-s3/sluice/audit"
+	"github.com/sluice-s3/sluice/audit/ship"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	collector "go.opentelemetry.io/proto/otlp/collector/logs/v1"
+	"google.golang.org/protobuf/proto"
+)
+
+// farEnd is a real system that events are shipped to.
+type farEnd struct {
+	config ship.Config
+	down   func()        // until up
+	up     func()        //
+	bodies func() []body // what it has, in its order
+}
+
+type body struct{ id, text string }
+
+func farEnds(t *testing.T) map[string]func(t *testing.T) *farEnd {
+	return map[string]func(t *testing.T) *farEnd{"otlp": otlpCollector, "nats": natsServer, "nats-plain": plainStream, "kafka": kafkaCluster, "webhook": httpServer}
+}
+
+// restartable is an HTTP server that can go away and come back under its address.
+type restartable struct {
+	t       *testing.T
+	address string
+	handler http.Handler
+	server  *http.Server
+}
+
+func (r *restartable) up() {
+	r.t.Helper()
+	l, err := net.Listen("tcp", r.address)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.address = l.Addr().String()
+	r.server = &http.Server{Handler: r.handler}
+	go r.server.Serve(l)
+}
+
+func (r *restartable) down() { r.server.Close() }
+
+func startHTTP(t *testing.T, h http.HandlerFunc) *restartable {
+	r := &restartable{t: t, address: "127.0.0.1:0", handler: h}
+	r.up()
+	t.Cleanup(func() { r.server.Close() })
+	return r
+}
+
+func readBody(t *testing.T, r *http.Request) []byte {
+	var in io.Reader = r.Body
+	if r.Header.Get("Content-Encoding") == "gzip" {
+		z, err := gzip.NewReader(in)
+		if err != nil {
+			t.Error(err)
+			return nil
+		}
+		in = z
+	}
+	raw, err := io.ReadAll(in)
+	if err != nil {
+		return nil // the connection was cut, as the test does
+	}
+	return raw
+}
+
+func otlpCollector(t *testing.T) *farEnd {
+	var mu sync.Mutex
+	var got []body
+	s := startHTTP(t, func(w http.ResponseWriter, r *http.Request) {
+		var req collector.ExportLogsServiceRequest
+		raw := readBody(t, r)
+		if err := proto.Unmarshal(raw, &req); err != nil || r.URL.Path != "/v1/logs" || r.Header.Get("Content-Type") != "application/x-protobuf" {
+			t.Errorf("%s %v: %v", r.URL, r.Header, err)
+			w.WriteHeader(400)
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		for _, rl := range req.ResourceLogs {
+			for _, sl := range rl.ScopeLogs {
+				for _, rec := range sl.LogRecords {
+					id := ""
+					for _, a := range rec.Attributes {
+						if a.Key == "log.record.uid" {
+							id = a.Value.GetStringValue()
+						}
+					}
+					if rec.TimeUnixNano == 0 || rec.SeverityNumber == 0 {
+						t.Errorf("no time or severity: %v", rec)
+					}
+					got = append(got, body{id, rec.Body.GetStringValue()})
+				}
+			}
+		}
+		raw, _ = proto.Marshal(&collector.ExportLogsServiceResponse{})
+		w.Header().Set("Content-Type", "application/x-protobuf")
+		w.Write(raw)
+	})
+	return &farEnd{config: ship.Config{OTLP: &ship.OTLP{Endpoint: "http://" + s.address}}, down: s.down, up: s.up,
+		bodies: func() []body { mu.Lock(); defer mu.Unlock(); return slices.Clone(got) }}
+}
+
+func httpServer(t *testing.T) *farEnd {
+	var mu sync.Mutex
+	var got []body
+	n := 0
+	s := startHTTP(t, func(w http.ResponseWriter, r *http.Request) {
+		raw := readBody(t, r)
+		mu.Lock()
+		defer mu.Unlock()
+		if n++; n%5 == 3 {
+			w.WriteHeader(503) // busy now and then
+			return
+		}
+		switch r.Header.Get("Content-Type") {
+		case "application/x-ndjson":
+			for line := range strings.Lines(string(raw)) {
+				var ev audit.Event
+				if err := json.Unmarshal([]byte(line), &ev); err != nil {
+					t.Error(err)
+				}
+				got = append(got, body{ev.ID, strings.TrimSuffix(line, "\n")})
+			}
+		case "application/cloudevents-batch+json", "application/json":
+			var list []json.RawMessage
+			if err := json.Unmarshal(raw, &list); err != nil {
+				t.Error(err)
+			}
+			for _, item := range list {
+				var ids struct {
+					ID       string
+					Metadata struct{ UID string }
+				}
+				json.Unmarshal(item, &ids)
+				got = append(got, body{ids.ID + ids.Metadata.UID, string(item)})
+			}
+		default:
+			t.Errorf("%v", r.Header)
+		}
+		if n%7 == 4 {
+			w.WriteHeader(500) // had them, but does not say so: they come again
+		}
+	})
+	return &farEnd{config: ship.Config{Webhook: &ship.Webhook{URL: "http://" + s.address + "/events"}}, down: s.down, up: s.up,
+		bodies: func() []body { mu.Lock(); defer mu.Unlock(); return slices.Clone(got) }}
+}
+
+func natsServer(t *testing.T) *farEnd  { return natsEnd(t, false) }
+func plainStream(t *testing.T) *farEnd { return natsEnd(t, true) }
+
+// natsEnd is a NATS server with JetStream; with plain, its stream was made without atomic batches.
+func natsEnd(t *testing.T, plain bool) *farEnd {
+	dir := t.TempDir()
+	var s *server.Server
+	port := -1
+	up := func() {
+		t.Helper()
+		var err error
+		s, err = server.NewServer(&server.Options{Host: "127.0.0.1", Port: port, JetStream: true, StoreDir: dir, NoLog: true, NoSigs: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go s.Start()
+		if !s.ReadyForConnections(20 * time.Second) {
+			t.Fatal("the NATS server does not start")
+		}
+		port = s.Addr().(*net.TCPAddr).Port
+	}
+	down := func() { s.Shutdown(); s.WaitForShutdown() }
+	up()
+	t.Cleanup(func() { down() })
+	connect := func() (jetstream.JetStream, func()) {
+		nc, err := nats.Connect(s.ClientURL())
+		if err != nil {
+			t.Fatal(err)
+		}
+		js, err := jetstream.New(nc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return js, nc.Close
+	}
+	if plain {
+		js, done := connect()
+		if _, err := js.CreateStream(context.Background(), jetstream.StreamConfig{Name: "AUDIT", Subjects: []string{"sluice.>"}}); err != nil {
+			t.Fatal(err)
+		}
+		done()
+	}
+	return &farEnd{
+		config: ship.Config{NATS: &ship.NATS{URL: s.ClientURL(), Stream: "AUDIT"}}, down: down, up: up,
+		bodies: func() (got []body) {
+			js, done := connect()
+			defer done()
+			stream, err := js.Stream(context.Background(), "AUDIT")
+			if errors.Is(err, jetstream.ErrStreamNotFound) {
+				return nil
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			info, err := stream.Info(context.Background())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if plain == info.Config.AllowAtomicPublish {
+				t.Errorf("atomic batches: %v", info.Config.AllowAtomicPublish)
+			}
+			for seq := info.State.FirstSeq; seq <= info.State.LastSeq && info.State.Msgs > 0; seq++ {
+				m, err := stream.GetMsg(context.Background(), seq)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got = append(got, body{m.Header.Get("Nats-Msg-Id"), string(m.Data)})
+			}
+			return got
+		},
+	}
+}
+
+func kafkaCluster(t *testing.T) *farEnd {
+	dir := t.TempDir()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	l.Close()
+	var c *kfake.Cluster
+	up := func() {
+		t.Helper()
+		if c, err = kfake.NewCluster(kfake.NumBrokers(1), kfake.Ports(port), kfake.DataDir(dir), kfake.SyncWrites(), kfake.SeedTopics(3, "audit")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	up()
+	t.Cleanup(func() { c.Close() })
+	broker := fmt.Sprintf("127.0.0.1:%d", port)
+	return &farEnd{
+		config: ship.Config{Kafka: &ship.Kafka{Brokers: []string{broker}, Topic: "audit"}}, down: func() { c.Close() }, up: up,
+		bodies: func() (got []body) {
+			client, err := kgo.NewClient(kgo.SeedBrokers(broker), kgo.ConsumeTopics("audit"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			partitions := map[int32]bool{}
+			for {
+				ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+				f := client.PollFetches(ctx)
+				cancel()
+				if f.NumRecords() == 0 {
+					break
+				}
+				f.EachRecord(func(r *kgo.Record) {
+					partitions[r.Partition] = true
+					got = append(got, body{string(r.Headers[0].Value), string(r.Value)})
+				})
+			}
+			if len(partitions) > 1 {
+				t.Errorf("the log is in %d partitions: it has no order", len(partitions))
+			}
+			return got
+		},
+	}
+}
+
+// shipped waits until the far end has everything.
+func shipped(log *audit.Log) func() bool {
+	return func() bool {
+		s := log.Stats()
+		return s.Queued == 0 && len(s.Ship) == 1 && s.Ship[0].Lag == 0
+	}
+}
+
+// loggedLines are the lines of a log by the ids of their events, and the ids in order.
+func loggedLines(t *testing.T, path string) (lines map[string]string, order []string) {
+	t.Helper()
+	lines = map[string]string{}
+	var out bytes.Buffer
+	if err := audit.Query(context.Background(), []string{path}, &out, audit.QueryOptions{Format: "json"}); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(out.String()) {
+		var ev audit.Event
+		if err := json.Unmarshal([]byte(line), &ev); err != nil {
+			t.Fatal(err)
+		}
+		lines[ev.ID] = strings.TrimSuffix(line, "\n")
+		order = append(order, ev.ID)
+	}
+	return lines, order
+}
+
+// TestShippedAtLeastOnceInOrderOverOutages takes each far end away while events are written and files rotated,
+// ends the proxy meanwhile, and brings both back.
+func TestShippedAtLeastOnceInOrderOverOutages(t *testing.T) {
+	for name, start := range farEnds(t) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // they wait for each other's timeouts
+			end := start(t)
+			c := audit.Config{Ship: []audit.Ship{end.config}, File: &audit.File{Path: filepath.Join(t.TempDir(), "audit.jsonl"), MaxSize: 64 << 10, Keep: 2}}
+			log, path := open(t, c)
+			record(t, log, 300)
+			eventually(t, "the far end has all", shipped(log))
+
+			end.down()
+			record(t, log, 700)
+			eventually(t, "the log has all", healthy(log))
+			if s := log.Stats(); s.Ship[0].Lag < 100 || s.Refused > 0 {
+				t.Errorf("lag %d, %d refused", s.Ship[0].Lag, s.Refused)
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+			if err := log.Close(ctx); err != nil {
+				t.Error(err)
+			}
+			cancel()
+			log, _ = open(t, c)
+			record(t, log, 300)
+			eventually(t, "files stay that the far end has not had", func() bool { return log.Stats().Files.Held > 0 })
+			eventually(t, "it says why", func() bool { return log.Stats().Ship[0].Err != nil })
+			end.up()
+			eventually(t, "the far end has all", shipped(log))
+			record(t, log, 100)
+			eventually(t, "the far end has all", shipped(log))
+			before := log.Stats()
+			closeLog(t, log)
+			if s := before.Ship[0]; s.Err != nil || s.Lost != 0 || s.Skipped != 0 {
+				t.Errorf("%+v", s)
+			}
+
+			lines, order := loggedLines(t, path)
+			if len(order) != 1400 {
+				// keep: 2 may have removed what is shipped by now; nothing else may be missing
+				t.Logf("%d events are left in the log", len(order))
+			}
+			seen := map[string]bool{}
+			var firsts []string
+			for _, b := range end.bodies() {
+				if want, ok := lines[b.id]; ok && b.text != want {
+					t.Fatalf("it has\n%s\nand the log\n%s", b.text, want)
+				}
+				if !seen[b.id] {
+					seen[b.id] = true
+					firsts = append(firsts, b.id)
+				}
+			}
+			if len(firsts) != 1400 {
+				t.Errorf("the far end has %d different events, want 1400", len(firsts))
+			}
+			if i := slices.Index(firsts, order[0]); i < 0 || !slices.Equal(firsts[i:], order) {
+				t.Error("the order is another")
+			}
+		})
+	}
+}
+
+func TestFormatsAreShipped(t *testing.T) {
+	for _, format := range []string{ship.OCSF, ship.CloudEvents} {
+		for name, start := range map[string]func(t *testing.T) *farEnd{"webhook": httpServer, "otlp": otlpCollector} {
+			t.Run(format+" "+name, func(t *testing.T) {
+				end := start(t)
+				end.config.Format = format
+				log, path := open(t, audit.Config{Ship: []audit.Ship{end.config}})
+				record(t, log, 20)
+				eventually(t, "the far end has all", shipped(log))
+				closeLog(t, log)
+				lines, _ := loggedLines(t, path)
+				n := 0
+				for _, b := range end.bodies() {
+					var got struct {
+						Data     json.RawMessage
+						ClassUID int `json:"class_uid"`
+					}
+					if err := json.Unmarshal([]byte(b.text), &got); err != nil {
+						t.Fatal(err)
+					}
+					if lines[b.id] == "" || format == ship.OCSF && got.ClassUID != 6003 || format == ship.CloudEvents && string(got.Data) != lines[b.id] {
+						t.Errorf("%s", b.text)
+					}
+					n++
+				}
+				if n < 20 {
+					t.Errorf("%d events", n)
+				}
+			})
+		}
+	}
+}
+
+func TestTooLargeForTheFarEnd(t *testing.T) {
+	var mu sync.Mutex
+	got := map[string]int{} // accesses by id
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		raw := readBody(t, r)
+		if len(raw) > 20<<10 {
+			w.WriteHeader(http.StatusRequestEntityTooLarge)
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		for line := range strings.Lines(string(raw)) {
+			var ev audit.Event
+			json.Unmarshal([]byte(line), &ev)
+			got[ev.ID] = len(ev.Accesses)
+			if len(ev.Accesses) == 50 && !strings.Contains(ev.Error, "950 of 1000 accesses are left out") {
+				t.Errorf("it does not say what is left out: %q", ev.Error)
+			}
+		}
+	}))
+	defer s.Close()
+	log, _ := open(t, audit.Config{Ship: []audit.Ship{{Webhook: &ship.Webhook{URL: s.URL}}}})
+	record(t, log, 100)
+	r := begin(t, log)
+	for i := range 1000 {
+		r.Event.Accesses = append(r.Event.Accesses, audit.Access{Action: "s3:DeleteObject", Bucket: "b", Key: fmt.Sprint("some/key/", i)})
+	}
+	r.Commit()
+	hopeless := begin(t, log)
+	for range 50 {
+		hopeless.Event.Accesses = append(hopeless.Event.Accesses, audit.Access{Action: "s3:DeleteObject", Bucket: "b", Key: strings.Repeat("k", 1000)})
+	}
+	hopeless.Commit()
+	record(t, log, 100)
+	eventually(t, "the far end has all it takes", shipped(log))
+	stats := log.Stats().Ship[0]
+	closeLog(t, log)
+	if len(got) != 201 || got[r.Event.ID] != 50 || stats.Skipped != 1 {
+		t.Errorf("%d events, %d accesses, %+v", len(got), got[r.Event.ID], stats)
+	}
+}
+
+func TestShipContinueLetsOldFilesGo(t *testing.T) {
+	log, path := open(t, audit.Config{OnFailure: "continue", File: &audit.File{MaxSize: 8 << 10, Keep: 2},
+		Ship: []audit.Ship{{Webhook: &ship.Webhook{URL: "http://127.0.0.1:1"}}}})
+	record(t, log, 300)
+	eventually(t, "old files are removed", func() bool {
+		s := log.Stats()
+		rotated, _ := filepath.Glob(filepath.Join(filepath.Dir(path), "audit-*.zst"))
+		return s.Queued == 0 && s.Files.Lost > 0 && len(rotated) == 2
+	})
+}
+
+func TestShipCursorOfAnotherLog(t *testing.T) {
+	end := httpServer(t)
+	c := audit.Config{Ship: []audit.Ship{end.config}, File: &audit.File{Path: filepath.Join(t.TempDir(), "audit.jsonl")}}
+	log, path := open(t, c)
+	record(t, log, 50)
+	eventually(t, "the far end has all", shipped(log))
+	closeLog(t, log)
+	os.Remove(path) // and with it the chain
+	log, _ = open(t, c)
+	record(t, log, 80)
+	eventually(t, "the far end has all", shipped(log))
+	closeLog(t, log)
+	ids := map[string]bool{}
+	for _, b := range end.bodies() {
+		ids[b.id] = true
+	}
+	if len(ids) != 130 {
+		t.Errorf("%d different events, want 130", len(ids))
+	}
+}
