@@ -122,6 +122,9 @@ func build(ctx context.Context, c *Config, keep lasting, previous *parts) (_ *pa
 	if err != nil {
 		return nil, err
 	}
+	if err := p.proxy.ShareLimits(ctx, p.auth.Revocations().Channel("limits")); err != nil {
+		return nil, fmt.Errorf("revocation.store: %w", err)
+	}
 	return p, nil
 }
 
