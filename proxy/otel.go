@@ -19,7 +19,7 @@ import (
 	"github.com/sluice-s3/sluice/policy"
 )
 
-// Names of what is measured. Dashboards and alerts are written against them.
+// Names of what is measured. Dashboards and alerts are written against them; docs/telemetry.md lists them.
 const (
 	MetricRequests   = "sluice.requests"           // by operation, outcome, backend, status class
 	MetricDuration   = "sluice.request.duration"   // seconds, the whole request
@@ -28,18 +28,21 @@ const (
 	MetricDecisions  = "sluice.policy.decisions"   // by result, and whether the shadow differs
 	MetricInFlight   = "sluice.requests.in_flight"
 	MetricUnrecorded = "sluice.requests.unrecorded" // refused for want of room in the audit log
+	MetricLimited    = "sluice.requests.limited"    // refused because their session was over its limits
 )
 
 // telemetry holds the instruments and, so that no request builds them, the attribute sets.
 type telemetry struct {
-	tracer     trace.Tracer
+	tracer     trace.Tracer // nil = off
 	propagator propagation.TextMapPropagator
 
-	requests, decisions, bytes, unrecordedCount metric.Int64Counter
-	duration, toFirstByte                       metric.Float64Histogram
-	inFlight                                    metric.Int64UpDownCounter
+	requests, decisions, bytes, unrecordedCount, limited metric.Int64Counter
+	duration, toFirstByte                                metric.Float64Histogram
+	inFlight                                             metric.Int64UpDownCounter
 
-	sets sync.Map // setKey → metric.MeasurementOption; bounded by the operation table
+	// setKey → metric.MeasurementOption. What it and the exporters hold is bounded by the table of operations and by
+	// the configuration: nothing that a caller can make up is ever a label.
+	sets sync.Map
 }
 
 type setKey struct {
@@ -53,8 +56,8 @@ func newTelemetry(meter metric.Meter, tracer trace.Tracer) (*telemetry, error) {
 	if meter == nil {
 		meter = metricnoop.Meter{}
 	}
-	if tracer == nil {
-		tracer = tracenoop.Tracer{}
+	if _, off := tracer.(tracenoop.Tracer); off {
+		tracer = nil
 	}
 	t := &telemetry{tracer: tracer, propagator: propagation.TraceContext{}}
 	buckets := metric.WithExplicitBucketBoundaries(.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -72,6 +75,8 @@ func newTelemetry(meter metric.Meter, tracer trace.Tracer) (*telemetry, error) {
 	t.bytes, err = meter.Int64Counter(MetricBytes, metric.WithDescription("Bytes of bodies passed through."), metric.WithUnit("By"))
 	keep(err)
 	t.unrecordedCount, err = meter.Int64Counter(MetricUnrecorded, metric.WithDescription("Requests refused because no audit event could be reserved."), metric.WithUnit("{request}"))
+	keep(err)
+	t.limited, err = meter.Int64Counter(MetricLimited, metric.WithDescription("Requests refused because their session was over its limits."), metric.WithUnit("{request}"))
 	keep(err)
 	t.duration, err = meter.Float64Histogram(MetricDuration, metric.WithDescription("Time from a request's first to its last byte."), inSeconds, buckets)
 	keep(err)
@@ -110,11 +115,11 @@ func (t *telemetry) decided(ctx context.Context, d *policy.Decision) {
 
 func (t *telemetry) finished(c *call, took time.Duration) {
 	ctx := context.WithoutCancel(c.ctx)
-	key := setKey{c.event.Operation, string(c.event.Outcome), c.event.Backend.Name, c.event.Status / 100}
+	key := setKey{orOther(c.event.Operation), string(c.event.Outcome), c.event.Backend.Name, c.event.Status / 100}
 	loaded, ok := t.sets.Load(key)
 	if !ok {
 		loaded, _ = t.sets.LoadOrStore(key, metric.WithAttributeSet(attribute.NewSet(
-			attribute.String("rpc.method", key.operation), attribute.String("outcome", key.outcome),
+			attribute.String("operation", key.operation), attribute.String("outcome", key.outcome),
 			attribute.String("backend", key.backend), attribute.String("status", fmt.Sprintf("%dxx", key.status)))))
 	}
 	set := loaded.(metric.MeasurementOption)
@@ -129,33 +134,82 @@ func (t *telemetry) finished(c *call, took time.Duration) {
 	if c.event.BytesOut > 0 {
 		t.bytes.Add(ctx, c.event.BytesOut, directionOut)
 	}
+	if c.event.Outcome == audit.Refused && c.event.Error == "SlowDown" {
+		t.limited.Add(ctx, 1)
+	}
 	t.inFlight.Add(ctx, -1)
 	if span := trace.SpanFromContext(c.ctx); span.IsRecording() {
-		span.SetName("S3." + c.event.Operation)
-		span.SetAttributes(
-			attribute.String("rpc.system", "aws-api"), attribute.String("rpc.service", "S3"), attribute.String("rpc.method", c.event.Operation),
-			attribute.String("aws.s3.bucket", c.event.Bucket), attribute.String("aws.s3.key", c.event.Key),
-			attribute.Int("http.response.status_code", c.event.Status), attribute.String("http.request.method", c.in.Method),
-			attribute.String("client.address", c.event.SourceIP), attribute.String("user_agent.original", c.event.UserAgent),
-			attribute.String("sluice.request_id", c.event.ID), attribute.String("sluice.outcome", string(c.event.Outcome)),
-			attribute.String("sluice.backend", c.event.Backend.Name), attribute.String("enduser.id", c.event.Identity.Subject),
-		)
-		if c.event.Outcome == audit.Failed {
-			span.SetStatus(codes.Error, c.event.Error)
-		}
+		c.describe(span)
 		span.End()
 	}
 }
 
-// startSpan continues the caller's trace, or begins one.
+// other is what OpenTelemetry calls a method that is not known.
+const other = "_OTHER"
+
+func orOther(operation string) string {
+	if operation == "" {
+		return other
+	}
+	return operation
+}
+
+// describe says on the span what the event says, by OpenTelemetry's semantic conventions (v1.43: http, rpc, aws). No
+// path and no query: they hold keys and signatures. Keys and subjects only where the configuration asks for them, as
+// traces are seen by other people than the audit log is.
+func (c *call) describe(span trace.Span) {
+	e := c.event
+	span.SetName("S3/" + orOther(e.Operation))
+	method := c.in.Method
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodPut, http.MethodPost, http.MethodDelete, http.MethodOptions:
+	default:
+		method = other
+	}
+	list := append(make([]attribute.KeyValue, 0, 20),
+		attribute.String("rpc.system.name", "aws-api"), attribute.String("rpc.method", "S3/"+orOther(e.Operation)),
+		attribute.String("http.request.method", method), attribute.Int("http.response.status_code", e.Status),
+		attribute.Int64("http.request.body.size", e.BytesIn), attribute.Int64("http.response.body.size", e.BytesOut),
+		attribute.String("network.protocol.name", "http"), attribute.String("network.protocol.version", fmt.Sprintf("%d.%d", c.in.ProtoMajor, c.in.ProtoMinor)),
+		attribute.String("client.address", e.SourceIP), attribute.String("user_agent.original", e.UserAgent),
+		attribute.String("sluice.request_id", e.ID), attribute.String("sluice.outcome", string(e.Outcome)),
+	)
+	optional := func(name, value string) {
+		if value != "" {
+			list = append(list, attribute.String(name, value))
+		}
+	}
+	optional("aws.s3.bucket", e.Bucket)
+	optional("aws.request_id", e.Backend.RequestID)
+	optional("sluice.backend", e.Backend.Name)
+	optional("sluice.policy.revision", e.Decision.PolicyRevision)
+	optional("error.type", e.Error)
+	if c.proxy.TraceKeys {
+		optional("aws.s3.key", e.Key)
+	}
+	if c.proxy.TraceSubjects {
+		optional("enduser.id", e.Identity.Subject)
+		optional("session.id", e.Identity.Session)
+	}
+	span.SetAttributes(list...)
+	if e.Outcome == audit.Failed || e.Status >= 500 {
+		span.SetStatus(codes.Error, e.Error)
+	}
+}
+
+// startSpan continues the caller's trace, or begins one. Of the caller's context only the trace and the parent are
+// taken: tracestate is text that anybody may make up, and would go on to backends.
 func (c *call) startSpan() {
 	t := c.proxy.telemetry
 	t.inFlight.Add(c.ctx, 1)
-	if _, off := t.tracer.(tracenoop.Tracer); off {
+	if t.tracer == nil {
 		return
 	}
-	ctx := t.propagator.Extract(c.ctx, propagation.HeaderCarrier(c.in.Header))
-	ctx, span := t.tracer.Start(ctx, "S3", trace.WithSpanKind(trace.SpanKindServer))
+	ctx := c.ctx
+	if from := trace.SpanContextFromContext(t.propagator.Extract(context.Background(), propagation.HeaderCarrier(c.in.Header))); from.IsValid() {
+		ctx = trace.ContextWithRemoteSpanContext(ctx, from.WithTraceState(trace.TraceState{}))
+	}
+	ctx, span := t.tracer.Start(ctx, "S3", trace.WithSpanKind(trace.SpanKindServer), trace.WithTimestamp(c.start))
 	c.ctx = ctx
 	if id := span.SpanContext().TraceID(); id.IsValid() {
 		c.event.TraceID = id.String()
@@ -167,7 +221,11 @@ func (c *call) span(name string) (context.Context, func(error)) {
 	if !trace.SpanFromContext(c.ctx).IsRecording() {
 		return c.ctx, func(error) {}
 	}
-	ctx, span := c.proxy.telemetry.tracer.Start(c.ctx, name)
+	kind := trace.SpanKindInternal
+	if name == "backend" {
+		kind = trace.SpanKindClient
+	}
+	ctx, span := c.proxy.telemetry.tracer.Start(c.ctx, name, trace.WithSpanKind(kind))
 	return ctx, func(err error) {
 		if err != nil {
 			e, _ := translate(err)
@@ -177,7 +235,7 @@ func (c *call) span(name string) (context.Context, func(error)) {
 	}
 }
 
-// propagate sends the trace on to a backend that asked for it.
+// propagate sends the trace on to a backend that asked for it. Where there is none, nothing of the caller's goes on.
 func (c *call) propagate(h http.Header) {
 	c.proxy.telemetry.propagator.Inject(c.ctx, propagation.HeaderCarrier(h))
 }

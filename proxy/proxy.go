@@ -35,10 +35,14 @@ type Config struct {
 	TrustedProxies []netip.Prefix // whose X-Forwarded-For tells the source
 	Limits         Limits
 
-	Log    *slog.Logger     // nil = slog.Default()
-	Meter  metric.Meter     // nil = none
-	Tracer trace.Tracer     // nil = none
-	Now    func() time.Time // nil = time.Now
+	Log    *slog.Logger // nil = slog.Default()
+	Meter  metric.Meter // nil = none
+	Tracer trace.Tracer // nil = none
+
+	TraceKeys     bool // spans tell object keys
+	TraceSubjects bool // spans tell subject and session
+
+	Now func() time.Time // nil = time.Now
 }
 
 // Backend is an S3 service behind Sluice.
