@@ -66,7 +66,7 @@ func CheckSignature(r *Request, lookup func(accessKeyID string) (Credentials, bo
 func checkHeader(r *Request, authorization, path string, query query, lookup func(string) (Credentials, bool), now time.Time) (*Signature, error) {
 	rest, ok := strings.CutPrefix(authorization, algorithm+" ")
 	if !ok {
-		return nil, fmt.Errorf("Authorization is not %s", algorithm)
+		return nil, fmt.Errorf("the authorization is not %s", algorithm)
 	}
 	parts := map[string]string{}
 	for part := range strings.SplitSeq(rest, ",") {

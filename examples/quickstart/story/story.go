@@ -193,6 +193,8 @@ func (q *quickstart) invite(ctx context.Context) error {
 		"tail -n 1 "+filepath.Base(q.proxy.AuditFile),
 		"./proxy audit verify "+filepath.Base(q.proxy.AuditFile),
 	)
+	q.heading("what a request would be answered, without sending it: change a file of policies/ and ask again")
+	q.paste("./proxy explain --config " + filepath.Base(q.proxy.ConfigFile) + " --token-file " + filepath.Base(q.data.tokenFile) + " GET " + object)
 	q.heading("end a workspace's access, its sessions too")
 	q.paste(
 		fmt.Sprintf(`curl -sS %s/revocations -d '{"session": "%s"}'`, q.proxy.AdminURL, q.web.name),

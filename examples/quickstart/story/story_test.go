@@ -63,16 +63,18 @@ func TestPasting(t *testing.T) {
 		shell := exec.CommandContext(t.Context(), "bash", "-ec", commands)
 		shell.Dir, shell.Env = dir, homeless
 		answer, err := shell.CombinedOutput()
+		t.Logf("%s\n%s", commands, answer)
 		if err != nil {
 			t.Errorf("%s: %v\n%s\n%s", title, err, commands, answer)
 		}
 		want := map[string]string{
-			"curl":     "hello\n",
-			"aws":      " cli.txt",
-			"older":    " cli.txt",
-			"another":  "no rule lets ben@acme.com do s3:GetObject on artifacts/web/hello.txt",
-			"what was": "audit.jsonl: ok: ",
-			"end":      "this session was revoked",
+			"curl":      "hello\n",
+			"aws":       " cli.txt",
+			"older":     " cli.txt",
+			"another":   "no rule lets ben@acme.com do s3:GetObject on artifacts/web/hello.txt",
+			"what was":  "audit.jsonl: ok: ",
+			"what a re": "no rule lets ben@acme.com do s3:GetObject on artifacts/web/hello.txt",
+			"end":       "this session was revoked",
 		}
 		found := false
 		for start, text := range want {
