@@ -57,6 +57,8 @@ type lasting struct {
 	log    *slog.Logger
 	meter  metric.Meter
 	tracer trace.Tracer
+
+	telemetry *telemetry
 }
 
 // build makes the parts of c. previous is nil at the start.
@@ -97,7 +99,7 @@ func build(ctx context.Context, c *Config, keep lasting, previous *parts) (_ *pa
 		b := &c.Backends[i]
 		s := previous.signerOf(b)
 		if s == nil {
-			if s, err = signer.New(keep.ctx, b.Credentials, signer.Options{Region: b.Region, CAFile: b.CAFile}); err != nil {
+			if s, err = signer.New(keep.ctx, b.Credentials, signer.Options{Region: b.Region, CAFile: b.CAFile, OnRefresh: keep.telemetry.onRefresh(b.Name)}); err != nil {
 				return nil, fmt.Errorf("backends[%d].credentials: %w", i, err)
 			}
 		}
@@ -118,6 +120,7 @@ func build(ctx context.Context, c *Config, keep lasting, previous *parts) (_ *pa
 			BytesPerSecond: c.Limits.BytesPerSecond, InFlight: c.Limits.InFlight,
 		},
 		Log: keep.log, Meter: keep.meter, Tracer: keep.tracer,
+		TraceKeys: c.Telemetry.Spans.Keys, TraceSubjects: c.Telemetry.Spans.Subjects,
 	})
 	if err != nil {
 		return nil, err

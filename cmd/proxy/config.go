@@ -95,6 +95,14 @@ type Limits struct {
 type Telemetry struct {
 	OTLP        OTLP   `yaml:"otlp"`
 	ServiceName string `yaml:"service_name"` // [sluice]
+	Spans       Spans  `yaml:"spans"`
+}
+
+// Spans is what traces tell beyond operation, bucket and outcome. They are seen by other people than the audit log
+// is, and nothing in them is redacted.
+type Spans struct {
+	Keys     bool `yaml:"keys"`     // [false] aws.s3.key
+	Subjects bool `yaml:"subjects"` // [false] enduser.id and session.id
 }
 
 // OTLP is an OpenTelemetry receiver.

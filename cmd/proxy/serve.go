@@ -97,7 +97,7 @@ func start(file string, c *Config) (_ *server, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("audit: %w", err)
 	}
-	s.keep = lasting{ctx: ctx, audit: log, log: s.log, meter: s.telemetry.meter("proxy"), tracer: s.telemetry.tracer()}
+	s.keep = lasting{ctx: ctx, audit: log, log: s.log, meter: s.telemetry.meter("proxy"), tracer: s.telemetry.tracer(), telemetry: s.telemetry}
 	defer func() {
 		if err != nil {
 			_ = log.Close(ctx)

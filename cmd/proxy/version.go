@@ -19,7 +19,13 @@ func (versionCommand) Run(out io.Writer) error {
 }
 
 func versionLine() string {
-	v, c, goVersion := version, commit, "unknown Go"
+	v, c, goVersion := buildInfo()
+	return fmt.Sprintf("sluice %s, commit %s, %s", v, c, goVersion)
+}
+
+// buildInfo is what the release build said, or what Go knows.
+func buildInfo() (v, c, goVersion string) {
+	v, c, goVersion = version, commit, "unknown Go"
 	if info, ok := debug.ReadBuildInfo(); ok {
 		goVersion = info.GoVersion
 		if v == "" {
@@ -37,5 +43,5 @@ func versionLine() string {
 	if c == "" {
 		c = "unknown"
 	}
-	return fmt.Sprintf("sluice %s, commit %s, %s", v, c, goVersion)
+	return v, c, goVersion
 }
