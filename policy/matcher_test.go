@@ -295,3 +295,16 @@ func (g *generator) expr(within string) string {
 	}
 	return fmt.Sprintf("object.get(%s, %s, %s) == %s", g.pick("input", "input.identity.claims", "data.owners"), g.text(), g.text(), g.term(within))
 }
+
+// FuzzMatcher is TestMatcherRandom for as long as one likes.
+func FuzzMatcher(f *testing.F) {
+	f.Add(uint64(1), uint64(2))
+	f.Fuzz(func(t *testing.T, a, b uint64) {
+		g := &generator{Rand: rand.New(rand.NewPCG(a, b))}
+		d := dir(t, map[string]string{"d.json": g.data()})
+		rego, e := g.policy(t, d)
+		for range 50 {
+			same(t, e, g.question(), rego)
+		}
+	})
+}

@@ -251,3 +251,34 @@ func TestT21NoStartWithoutPolicy(t *testing.T) {
 		t.Error("opened without a directory")
 	}
 }
+
+// TestT22StaleAfterPolicyChange: what is kept ready of an identity is one identity's and one policy's. (The signer's
+// cache is held to the role and session policy that come from here.)
+func TestT22StaleAfterPolicyChange(t *testing.T) {
+	rule := "package s3.authz\nallow if input.identity.attributes.project == data.project\nrole := concat(\"-\", [data.version, input.identity.subject])\n"
+	d := dir(t, map[string]string{"p.rego": rule, "d.json": `{"version": "v1", "project": "web"}`})
+	e := openDir(t, d)
+	subjects := []*policy.Subject{
+		policy.NewSubject(&policy.Identity{Subject: "a", Attributes: policy.Attributes{Project: "web"}}),
+		policy.NewSubject(&policy.Identity{Subject: "b", Attributes: policy.Attributes{Project: "web"}}),
+		policy.NewSubject(&policy.Identity{Subject: "a", Attributes: policy.Attributes{Project: "api"}}),
+	}
+	roles := func() (list []string) {
+		for _, s := range subjects {
+			q := question()
+			q.Subject = s
+			list = append(list, decide(t, e, q).Role)
+		}
+		return list
+	}
+	if have := strings.Join(roles(), ","); have != "v1-a,v1-b," {
+		t.Errorf("roles %s", have)
+	}
+	write(t, d+"/d.json", `{"version": "v2", "project": "api"}`)
+	if err := e.Reload(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if have := strings.Join(roles(), ","); have != ",,v2-a" {
+		t.Errorf("roles after the change %s", have)
+	}
+}
