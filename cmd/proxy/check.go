@@ -44,6 +44,9 @@ func (cmd checkCommand) Run(out io.Writer) error {
 		return err
 	}
 	if !cmd.Online {
+		if err := checkPolicy(out, c); err != nil {
+			return err
+		}
 		fmt.Fprintf(out, "%s: ok\n", cmd.Config)
 		return nil
 	}
@@ -51,6 +54,30 @@ func (cmd checkCommand) Run(out io.Writer) error {
 	d.examine(context.Background())
 	d.print(out)
 	if d.failed() {
+		return &exitError{exitFailed}
+	}
+	return nil
+}
+
+// checkPolicy loads the policy where that asks nobody, and says what of it works but perhaps not as meant: fields that
+// the input does not have are mistakes, what grows with its data or leaves the fast path is worth knowing.
+func checkPolicy(out io.Writer, c *Config) error {
+	if c.Policy.Dir == "" {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	engine, err := policy.Open(ctx, c.Policy, nil)
+	if err != nil {
+		fmt.Fprintf(out, "policy.dir: %s\n", oneLine(err))
+		return &exitError{exitFailed}
+	}
+	mistakes := false
+	for _, found := range engine.Lint() {
+		fmt.Fprintf(out, "policy: %s\n", found)
+		mistakes = mistakes || found.Kind == "schema" || found.Kind == "strict"
+	}
+	if mistakes {
 		return &exitError{exitFailed}
 	}
 	return nil
@@ -206,6 +233,13 @@ func (d *doctor) policy(ctx context.Context) {
 		return
 	}
 	d.ok("policy", "revision %s", engine.Status().Revision)
+	for _, found := range engine.Lint() {
+		if found.Kind == "schema" || found.Kind == "strict" {
+			d.fail("policy", "mend the rule: as it is, it never holds as its author thinks", "%s", found)
+		} else {
+			d.ok("policy", "%s", found)
+		}
+	}
 }
 
 // audit tries the log's directory and file, and leaves both as they were: another process may be writing there.

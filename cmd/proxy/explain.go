@@ -195,7 +195,15 @@ func (cmd explainCommand) event(ctx context.Context, out io.Writer, engine *poli
 	if len(e.Accesses) == 0 {
 		return fmt.Errorf("the event has no accesses: the request was refused before policy was asked (%s)", e.Error)
 	}
-	explanation, err := engine.Explain(ctx, questionOf(&e))
+	event, err := recordedEvent(&e)
+	if err != nil {
+		return err
+	}
+	question, err := event.Question()
+	if err != nil {
+		return err
+	}
+	explanation, err := engine.Explain(ctx, question)
 	if err != nil {
 		return err
 	}
@@ -203,28 +211,6 @@ func (cmd explainCommand) event(ctx context.Context, out io.Writer, engine *poli
 	answer.Identity.Issuer, answer.Identity.Subject, answer.Identity.Session = e.Identity.Issuer, e.Identity.Subject, e.Identity.Session
 	answer.Identity.Attributes = policy.Attributes(e.Identity.Attributes)
 	return cmd.print(out, &answer)
-}
-
-// questionOf is what policy was asked for an event, as far as the event tells.
-func questionOf(e *audit.Event) *policy.Question {
-	q := &policy.Question{
-		Subject: policy.NewSubject(&policy.Identity{
-			Issuer: e.Identity.Issuer, Subject: e.Identity.Subject, Session: e.Identity.Session, Method: e.Identity.Method,
-			Claims: e.Identity.Claims, Attributes: policy.Attributes(e.Identity.Attributes),
-		}),
-		Operation: e.Operation,
-		Request: &policy.Request{
-			ID: e.ID, Time: e.Time, Host: e.Host, SourceIP: e.SourceIP, UserAgent: e.UserAgent,
-		},
-		Accesses: make([]policy.Access, len(e.Accesses)),
-	}
-	for i, a := range e.Accesses {
-		q.Accesses[i] = policy.Access{
-			Action: a.Action, Bucket: a.Bucket, Key: a.Key, VersionID: a.VersionID,
-			Prefix: a.Prefix, Delimiter: a.Delimiter, Backend: e.Backend.Name,
-		}
-	}
-	return q
 }
 
 func (cmd explainCommand) print(out io.Writer, x *explained) error {

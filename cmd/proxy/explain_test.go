@@ -2,7 +2,6 @@ package main_test
 
 import (
 	"encoding/json"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -76,7 +75,20 @@ func TestExplain(t *testing.T) {
 			t.Errorf("%v\n%s", err, out)
 		}
 	})
-	if _, err := os.Stat(r.proxy.AuditFile); err != nil {
-		t.Error(err)
-	}
+	t.Run("replay", func(t *testing.T) {
+		same, err := filepath.Abs("testdata/policy")
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := runProxy(t, r.World, "policy", "replay", "--config", r.proxy.ConfigFile, "--policy", same, r.proxy.AuditFile)
+		if err != nil || !strings.Contains(out, "nothing would change") {
+			t.Errorf("%v\n%s", err, out)
+		}
+		candidate := t.TempDir()
+		write(t, filepath.Join(candidate, "authz.rego"), "package s3.authz\nallow if input.action == \"s3:GetObject\"\n")
+		out, err = runProxy(t, r.World, "policy", "replay", "--config", r.proxy.ConfigFile, "--policy", candidate, r.proxy.AuditFile)
+		if err == nil || !strings.Contains(out, "newly allowed: 1") || !strings.Contains(out, "artifacts/api/x") {
+			t.Errorf("%v\n%s", err, out)
+		}
+	})
 }
