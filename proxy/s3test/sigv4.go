@@ -57,7 +57,7 @@ func CheckSignature(r *Request, lookup func(accessKeyID string) (Credentials, bo
 	case len(authorization) == 0:
 		return nil, fmt.Errorf("no Authorization header")
 	case len(authorization) > 1:
-		return nil, fmt.Errorf("%d Authorization headers", len(authorization))
+		return nil, fmt.Errorf("the header Authorization stands there %d times", len(authorization))
 	default:
 		return checkHeader(r, authorization[0], path, query, lookup, now)
 	}

@@ -113,7 +113,6 @@ func mustHeader(lower string) headerID {
 
 var (
 	headerContentEncoding     = mustHeader("content-encoding")
-	headerContentType         = mustHeader("content-type")
 	headerCopySource          = mustHeader("x-amz-copy-source")
 	headerRenameSource        = mustHeader("x-amz-rename-source")
 	headerAnnotationDirective = mustHeader("x-amz-object-annotation-directive")

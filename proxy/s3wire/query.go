@@ -23,7 +23,6 @@ func (s *paramSet) add(id paramID)             { s[id/64] |= 1 << (id % 64) }
 func (s paramSet) has(id paramID) bool         { return s[id/64]&(1<<(id%64)) != 0 }
 func (s paramSet) within(all paramSet) bool    { return s[0]&^all[0] == 0 && s[1]&^all[1] == 0 }
 func (s paramSet) without(o paramSet) paramSet { return paramSet{s[0] &^ o[0], s[1] &^ o[1]} }
-func (s paramSet) empty() bool                 { return s == paramSet{} }
 
 func (s paramSet) names() []string {
 	var names []string
@@ -105,7 +104,6 @@ var (
 	paramVersionID = mustParam("versionId")
 	paramPrefix    = mustParam("prefix")
 	paramDelimiter = mustParam("delimiter")
-	paramMaxDirs   = mustParam("max-directory-buckets")
 )
 
 // check says what is wrong with a value, "" = nothing.
