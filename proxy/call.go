@@ -15,6 +15,7 @@ import (
 
 	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/policy"
+	"github.com/sluice-s3/sluice/proxy/http1"
 	"github.com/sluice-s3/sluice/proxy/identity"
 	"github.com/sluice-s3/sluice/proxy/s3wire"
 	"github.com/sluice-s3/sluice/signer"
@@ -334,10 +335,8 @@ type clientBody struct{ c *call }
 
 func (b *clientBody) Read(p []byte) (int, error) {
 	n, err := b.c.in.Body.Read(p)
-	b.c.progress.Add(1)
 	if n > 0 {
-		b.c.bytesIn.Add(int64(n))
-		if err := b.c.lease.spend(b.c.ctx, n); err != nil {
+		if err := b.count(n); err != nil {
 			return n, err
 		}
 	}
@@ -345,6 +344,13 @@ func (b *clientBody) Read(p []byte) (int, error) {
 		err = &clientGone{err}
 	}
 	return n, err
+}
+
+// count notes n bytes more, and holds them to the session's rate.
+func (b *clientBody) count(n int) error {
+	b.c.progress.Add(1)
+	b.c.bytesIn.Add(int64(n))
+	return b.c.lease.spend(b.c.ctx, n)
 }
 
 // clientGone is a failure to read from or write to the client.
@@ -373,6 +379,37 @@ func (u *upload) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// WriteTo lets a transport that can have the body moved by the kernel: what nobody here has to look at.
+func (u *upload) WriteTo(to io.Writer) (int64, error) {
+	body, ok := u.from.(*clientBody)
+	if !ok {
+		return http1.Copy(to, readOnly{u}, func(int) error { return nil })
+	}
+	if u.stopped.Load() {
+		return 0, errStopped
+	}
+	var spent error
+	n, err := http1.Copy(to, body.c.in.Body, func(n int) error {
+		if u.stopped.Load() {
+			return errStopped
+		}
+		spent = body.count(n)
+		return spent
+	})
+	var write *http1.WriteError
+	if err == nil || errors.As(err, &write) {
+		return n, err
+	}
+	if err != spent && err != errStopped {
+		err = &clientGone{err}
+	}
+	u.failed.CompareAndSwap(nil, &err)
+	return n, err
+}
+
+// readOnly hides WriteTo.
+type readOnly struct{ io.Reader }
 
 func (u *upload) Close() error {
 	u.stop()

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/sluice-s3/sluice/audit"
+	"github.com/sluice-s3/sluice/proxy/http1"
 	"github.com/sluice-s3/sluice/proxy/s3wire"
 )
 
@@ -169,12 +170,39 @@ func bodyAllowed(status int) bool {
 
 const copySize = 64 << 10
 
-// copies holds the buffers that bodies pass through.
+// copies holds the buffers that bodies pass through where they must be flushed on the way.
 var copies = sync.Pool{New: func() any { b := make([]byte, copySize); return &b }}
 
 // stream copies a body to the client. flush sends each piece on at once: backends keep a slow answer alive by
 // trickling white space (CompleteMultipartUpload), and clients count on it.
 func (c *call) stream(from io.Reader, flush bool) error {
+	if flush {
+		return c.trickle(from)
+	}
+	_, err := http1.Copy(c.out.ResponseWriter, from, func(n int) error {
+		c.out.bytes += int64(n)
+		c.progress.Add(1)
+		return c.lease.spend(c.ctx, n)
+	})
+	var write *http1.WriteError
+	if errors.As(err, &write) {
+		return &clientGone{write.Err}
+	}
+	return c.cutShort(err)
+}
+
+// cutShort tells who is to blame for a body that did not come whole from the backend.
+func (c *call) cutShort(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case c.in.Context().Err() != nil:
+		return &clientGone{err}
+	}
+	return &backendCut{c.backendName(), err}
+}
+
+func (c *call) trickle(from io.Reader) error {
 	buf := copies.Get().(*[]byte)
 	defer copies.Put(buf)
 	control := http.NewResponseController(c.out)
@@ -188,20 +216,15 @@ func (c *call) stream(from io.Reader, flush bool) error {
 			if _, err := c.out.Write((*buf)[:n]); err != nil {
 				return err
 			}
-			if flush {
-				if err := control.Flush(); err != nil {
-					return &clientGone{err}
-				}
+			if err := control.Flush(); err != nil {
+				return &clientGone{err}
 			}
 		}
 		if err == io.EOF {
 			return nil
 		}
 		if err != nil {
-			if c.in.Context().Err() != nil {
-				return &clientGone{err}
-			}
-			return &backendCut{c.backendName(), err}
+			return c.cutShort(err)
 		}
 	}
 }

@@ -175,7 +175,7 @@ func TestClientLeavesMidUpload(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	c, err := net.Dial("tcp", r.server.Listener.Addr().String())
 	must(t, err)
-	fmt.Fprintf(c, "PUT /artifacts/web/k HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: 1000\r\n\r\nonly this", r.token())
+	fmt.Fprintf(c, "PUT /artifacts/web/k HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: 100000\r\n\r\nonly this", r.token())
 	for len(r.backend.Requests()) == 0 {
 		time.Sleep(time.Millisecond)
 	}

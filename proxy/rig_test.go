@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -24,6 +25,7 @@ import (
 	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/policy"
 	"github.com/sluice-s3/sluice/proxy"
+	"github.com/sluice-s3/sluice/proxy/http1"
 	"github.com/sluice-s3/sluice/proxy/identity"
 	"github.com/sluice-s3/sluice/proxy/identity/oidctest"
 	"github.com/sluice-s3/sluice/proxy/s3test"
@@ -32,8 +34,17 @@ import (
 
 func TestMain(m *testing.M) {
 	os.Unsetenv("AWS_CA_BUNDLE") // it breaks SDK clients that are given an HTTP client
-	os.Exit(m.Run())
+	// Everything holds on either side of net/http's switch.
+	status := m.Run()
+	if status == 0 {
+		netHTTP = true
+		status = m.Run()
+	}
+	os.Exit(status)
 }
+
+// netHTTP has rigs use net/http's server and transport instead of http1's.
+var netHTTP bool
 
 const audience = "https://s3.example.com"
 
@@ -60,7 +71,7 @@ type rig struct {
 	path     string // of the audit log
 	seen     int
 	policy   *policy.Engine
-	server   *httptest.Server
+	server   *front
 	recorded *syncBuffer // audit lines
 }
 
@@ -109,18 +120,38 @@ func newRig(t testing.TB, o rigOptions) *rig {
 	}
 	r.proxy, err = proxy.New(c)
 	must(t, err)
-	r.server = httptest.NewUnstartedServer(r.proxy)
-	r.server.Config.ErrorLog = slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug)
-	r.server.Config.DisableGeneralOptionsHandler = true
-	r.server.Start()
+	r.server = serve(t, r.proxy, slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug))
 	t.Cleanup(r.server.Close)
-	r.URL = r.server.URL
+	r.URL = "http://" + r.server.Listener.Addr().String()
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("the proxy logged:\n%s", r.log)
 		}
 	})
 	return r
+}
+
+// front is a server of either kind.
+type front struct {
+	Listener                      net.Listener
+	Close, CloseClientConnections func()
+}
+
+func serve(t testing.TB, h http.Handler, errorLog *log.Logger) *front {
+	t.Helper()
+	if netHTTP {
+		s := httptest.NewUnstartedServer(h)
+		s.Config.ErrorLog = errorLog
+		s.Config.DisableGeneralOptionsHandler = true
+		s.Start()
+		return &front{s.Listener, s.Close, s.CloseClientConnections}
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	s := &http1.Server{Handler: h, ErrorLog: errorLog}
+	go s.Serve(l)
+	stop := func() { s.Close() }
+	return &front{l, stop, s.CloseConnections}
 }
 
 // backendFor signs with the key that s3test knows.
@@ -133,7 +164,13 @@ func backendFor(t testing.TB, name, endpoint string, buckets ...string) proxy.Ba
 	must(t, err)
 	u, err := url.Parse(endpoint)
 	must(t, err)
-	transport := &http.Transport{DisableCompression: true, ExpectContinueTimeout: time.Second}
+	var transport interface {
+		http.RoundTripper
+		CloseIdleConnections()
+	} = &http1.Transport{}
+	if netHTTP {
+		transport = &http.Transport{DisableCompression: true, ExpectContinueTimeout: time.Second}
+	}
 	t.Cleanup(transport.CloseIdleConnections)
 	return proxy.Backend{Name: name, Buckets: buckets, Endpoint: u, PathStyle: true, Signer: s, Transport: transport}
 }

@@ -1,0 +1,300 @@
+package http1
+
+import (
+	"errors"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// request is what the handler is given, and the body behind it.
+type request struct {
+	http.Request
+	conn   *conn
+	blank  *http.Request // with the connection's context and nothing else
+	header http.Header
+	values [32]string
+
+	deadlineSet atomic.Bool // by the handler: nobody knows when it passes
+
+	mu     sync.Mutex // held by whoever reads the body, so that finish knows of it
+	body   incoming
+	over   bool // the handler has returned
+	expect bool // the client waits for 100 before it sends the body
+}
+
+func (r *request) init(c *conn) {
+	r.conn = c
+	r.blank = (&http.Request{ProtoMajor: 1, ProtoMinor: 1, Proto: "HTTP/1.1", RemoteAddr: c.remote, TLS: c.tls}).WithContext(c.ctx)
+	r.header = make(http.Header, 16)
+}
+
+// read reads a request's head. status is what to answer where that fails; 0 = nothing.
+func (r *request) read() (status int, err error) {
+	c := r.conn
+	late := time.Time{}
+	if t := c.server.HeaderTimeout; t > 0 && !complete(&c.in) {
+		late = time.Now().Add(t)
+		c.deadline(late)
+	}
+	head, err := c.in.head()
+	switch {
+	case err == nil:
+	case errors.Is(err, errHeadTooLong):
+		return http.StatusRequestHeaderFieldsTooLarge, err
+	case errors.Is(err, errMalformed):
+		return http.StatusBadRequest, err
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return http.StatusRequestTimeout, err
+	default:
+		return 0, err
+	}
+	if status, err := r.parse(string(head)); err != nil {
+		return status, err
+	}
+	if !r.body.done {
+		c.deadline(time.Time{}) // bodies have no deadline but the handler's
+	}
+	return 0, nil
+}
+
+// complete tells whether a whole head is there already, as it nearly always is.
+func complete(in *reader) bool {
+	b := in.buf[in.r:in.w]
+	return len(b) >= 4 && string(b[len(b)-4:]) == "\r\n\r\n"
+}
+
+// parse reads a head, its text being kept alive by whatever is kept of the request.
+// https://www.rfc-editor.org/rfc/rfc9112#section-3
+func (r *request) parse(head string) (status int, err error) {
+	end := strings.IndexByte(head, '\n')
+	line := head[:end-1]
+	method, rest, ok := strings.Cut(line, " ")
+	target, proto, ok2 := strings.Cut(rest, " ")
+	if !ok || !ok2 || method == "" || target == "" || !all(method, isToken) || !all(target, isURI) {
+		return http.StatusBadRequest, errMalformed
+	}
+	old := proto == "HTTP/1.0"
+	if !old && proto != "HTTP/1.1" {
+		if strings.HasPrefix(proto, "HTTP/") {
+			return http.StatusHTTPVersionNotSupported, errMalformed
+		}
+		return http.StatusBadRequest, errMalformed
+	}
+	clear(r.header)
+	clear(r.values[:])
+	if _, err := fields(head[end+1:], r.header, r.values[:]); err != nil {
+		return http.StatusBadRequest, err
+	}
+	hosts := r.header["Host"]
+	if len(hosts) > 1 || len(hosts) == 0 && !old || len(hosts) == 1 && !validHost(hosts[0]) {
+		return http.StatusBadRequest, errMalformed
+	}
+	f, err := frame(r.header)
+	if err != nil {
+		if encodings := r.header["Transfer-Encoding"]; len(encodings) == 1 && !strings.EqualFold(encodings[0], "chunked") {
+			return http.StatusNotImplemented, err
+		}
+		return http.StatusBadRequest, err
+	}
+	if old && f.chunked {
+		return http.StatusBadRequest, errMalformed
+	}
+	u, err := parseTarget(method, target)
+	if err != nil {
+		return http.StatusBadRequest, err
+	}
+
+	q := &r.Request
+	*q = *r.blank
+	q.Method, q.URL, q.RequestURI, q.Header = method, u, target, r.header
+	if old {
+		q.Proto, q.ProtoMinor = "HTTP/1.0", 0
+	}
+	if q.Host = u.Host; q.Host == "" && len(hosts) == 1 {
+		q.Host = hosts[0]
+	}
+	delete(r.header, "Host")
+	q.Close = old || hasToken(r.header["Connection"], "close")
+	q.ContentLength = max(f.length, 0)
+	q.Body = r
+	if f.chunked {
+		q.ContentLength = -1
+		q.TransferEncoding = []string{"chunked"}
+		delete(r.header, "Transfer-Encoding")
+		if err := r.announced(); err != nil {
+			return http.StatusBadRequest, err
+		}
+	}
+	r.body.reset(&r.conn.in, f, false)
+	r.over, r.expect = false, false
+	r.deadlineSet.Store(false)
+	if r.body.done {
+		q.Body = http.NoBody
+	}
+	if expectations, ok := r.header["Expect"]; ok {
+		if !hasToken(expectations, "100-continue") {
+			return http.StatusExpectationFailed, errMalformed
+		}
+		r.expect = !old && !r.body.done
+	}
+	return 0, nil
+}
+
+// announced moves the names of trailers to where net/http has them. The trailers themselves are dropped.
+func (r *request) announced() error {
+	lists, ok := r.header["Trailer"]
+	if !ok {
+		return nil
+	}
+	delete(r.header, "Trailer")
+	r.Request.Trailer = http.Header{}
+	for _, list := range lists {
+		for name := range strings.SplitSeq(list, ",") {
+			switch name = canonical(trim(name)); name {
+			case "":
+			case "Transfer-Encoding", "Trailer", "Content-Length":
+				return errMalformed
+			default:
+				r.Request.Trailer[name] = nil
+			}
+		}
+	}
+	return nil
+}
+
+// parseTarget reads a target as net/http does. Handlers that care take RequestURI, which is the target byte for byte.
+func parseTarget(method, target string) (*url.URL, error) {
+	if method == http.MethodConnect && target[0] != '/' {
+		u, err := url.ParseRequestURI("http://" + target)
+		if err != nil {
+			return nil, err
+		}
+		u.Scheme = ""
+		return u, nil
+	}
+	return url.ParseRequestURI(target)
+}
+
+// validHost leaves out what could not be a host: above all what would end the name for another reader.
+func validHost(host string) bool {
+	for i := 0; i < len(host); i++ {
+		c := host[i]
+		if c <= ' ' || c >= 0x7f || strings.IndexByte(`"/?#@\<>{}|^`+"`", c) >= 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// Read reads the body. The first tells a client that asked to go on.
+func (r *request) Read(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.begin(); err != nil {
+		return 0, err
+	}
+	n, err := r.body.Read(p)
+	r.ifDone()
+	return n, err
+}
+
+func (r *request) begin() error {
+	if r.over {
+		return http.ErrBodyReadAfterClose
+	}
+	if r.expect {
+		r.expect = false
+		if err := r.conn.response.goOn(); err != nil {
+			return r.body.fail(err)
+		}
+	}
+	return nil
+}
+
+// ifDone has the client watched once there is nothing more to read from it.
+func (r *request) ifDone() {
+	if r.body.done && !r.over {
+		r.conn.handling.Store(r.conn.requests)
+	}
+}
+
+// Close does nothing: what is left of the body is the server's business.
+func (r *request) Close() error { return nil }
+
+func (r *request) take() (*incoming, *stream) {
+	r.mu.Lock()
+	if r.begin() != nil {
+		return nil, nil
+	}
+	return &r.body, r.conn.plain
+}
+
+func (r *request) give(err error) error {
+	r.ifDone()
+	r.mu.Unlock()
+	return err
+}
+
+// What has become of a request's body when its handler is done.
+const (
+	bodyRead = iota // exactly
+	bodyLeft        // something of it is there, or to come
+	bodyGone        // the connection failed
+)
+
+// maxDrain is what is read of a body that the handler left, so that the connection can go on: as net/http does.
+const maxDrain = 256 << 10
+
+// abandon makes whoever still reads the body stop, and waits for that.
+func (r *request) abandon() {
+	if r.body.kind == bodyNone {
+		return
+	}
+	// A transport's goroutine may sit in a read for a client that sends nothing. It MUST be out of here before the
+	// connection's next use.
+	if !r.mu.TryLock() {
+		r.conn.deadline(time.Unix(1, 0))
+		r.deadlineSet.Store(true)
+		r.mu.Lock()
+	}
+	r.over = true
+	r.mu.Unlock()
+}
+
+// finish takes the body back from the handler, and drains a little of what is left.
+func (r *request) finish() int {
+	r.abandon()
+	b := &r.body
+	switch {
+	case b.failure != nil:
+		if errors.Is(b.failure, errMalformed) || errors.Is(b.failure, os.ErrDeadlineExceeded) {
+			return bodyLeft
+		}
+		return bodyGone
+	case b.done && r.deadlineSet.Load():
+		return bodyLeft
+	case b.done:
+		return bodyRead
+	case r.deadlineSet.Load() || r.expect || r.conn.response.closing || b.kind == bodyLength && b.left > maxDrain:
+		return bodyLeft
+	}
+	r.conn.deadline(time.Now().Add(lingerFor))
+	buf := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(buf)
+	for drained := 0; drained <= maxDrain; {
+		n, err := b.Read(*buf)
+		drained += n
+		if b.done {
+			return bodyRead
+		}
+		if err != nil {
+			break
+		}
+	}
+	return bodyLeft
+}

@@ -1,0 +1,127 @@
+package http1
+
+import (
+	"io"
+	"os"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// pipe is where splice(2) keeps what is on its way. It is empty whenever it is in the pool.
+type pipe struct{ r, w int }
+
+// pipeSize is a compromise: a user without privileges may have 64 MiB of pipes, and gets ones of a page or two beyond.
+const pipeSize = 256 << 10
+
+var pipes = sync.Pool{New: func() any {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return (*pipe)(nil)
+	}
+	_, _ = unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, pipeSize)
+	p := &pipe{fds[0], fds[1]}
+	runtime.SetFinalizer(p, (*pipe).close)
+	return p
+}}
+
+func (p *pipe) close() {
+	runtime.SetFinalizer(p, nil)
+	unix.Close(p.r)
+	unix.Close(p.w)
+}
+
+// splice moves n bytes from one connection to another without bringing them into this process, and calls moved for
+// each piece that has arrived. An error of the writing side is a *WriteError; the end of from is io.EOF. After any
+// error bytes may have been taken from from that to has not got.
+func splice(to, from *stream, n int64, moved func(int) error) (total int64, err error) {
+	p := pipes.Get().(*pipe)
+	if p == nil {
+		return 0, errNoSplice
+	}
+	inPipe := 0
+	defer func() {
+		if inPipe > 0 {
+			p.close()
+		} else {
+			pipes.Put(p)
+		}
+	}()
+	var step int
+	var failed error
+	most := 0
+	drain := func(fd uintptr) bool {
+		step, failed = retry(func() (int64, error) {
+			return unix.Splice(int(fd), nil, p.w, nil, most, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+		})
+		return failed != unix.EAGAIN
+	}
+	pump := func(fd uintptr) bool {
+		flags := unix.SPLICE_F_NONBLOCK | unix.SPLICE_F_MOVE
+		step, failed = retry(func() (int64, error) { return unix.Splice(p.r, nil, int(fd), nil, inPipe, flags) })
+		return failed != unix.EAGAIN
+	}
+	for n > 0 {
+		most = int(min(n, pipeSize))
+		if err := from.raw.Read(drain); err != nil {
+			return total, err
+		}
+		switch {
+		case failed == unix.EINVAL && total == 0:
+			return 0, errNoSplice
+		case failed != nil:
+			return total, os.NewSyscallError("splice", failed)
+		case step == 0:
+			return total, io.EOF
+		}
+		inPipe = step
+		for inPipe > 0 {
+			if err := to.raw.Write(pump); err != nil {
+				return total, &WriteError{err}
+			}
+			if failed != nil {
+				return total, &WriteError{os.NewSyscallError("splice", failed)}
+			}
+			inPipe -= step
+			n -= int64(step)
+			total += int64(step)
+			if err := moved(step); err != nil {
+				return total, err
+			}
+		}
+	}
+	return total, nil
+}
+
+func retry(call func() (int64, error)) (int, error) {
+	for {
+		n, err := call()
+		if err != unix.EINTR {
+			return int(n), err
+		}
+	}
+}
+
+// quiet tells whether an idle connection is just that: neither closed nor with bytes that nobody asked for.
+func (s *stream) quiet() bool {
+	quiet := false
+	err := s.raw.Read(func(fd uintptr) bool {
+		var b [1]byte
+		_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		quiet = err == unix.EAGAIN
+		return true
+	})
+	return err == nil && quiet
+}
+
+// gone tells whether the far end has hung up, or at least will not say anything more. Unread bytes may come first.
+func (s *stream) gone() bool {
+	gone := false
+	err := s.raw.Control(func(fd uintptr) {
+		fds := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		n, err := unix.Poll(fds[:], 0)
+		gone = err == nil && n > 0 && fds[0].Revents&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR) != 0
+	})
+	return err != nil || gone
+}

@@ -1,0 +1,611 @@
+package http1
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Transport is an http.RoundTripper over plain TCP. It keeps connections open, and uses one again only where both
+// bodies of the exchange before were passed exactly and the backend has said nothing since.
+//
+// It follows no redirect, decompresses nothing and adds no header but Host and Content-Length. A request with a body
+// MUST have its length. A body that is an io.WriterTo is asked to write itself: see Copy. The fields are to be set
+// before the first use.
+type Transport struct {
+	// MaxIdle bounds the idle connections, over all hosts [1024].
+	MaxIdle int
+	// IdleTimeout is how long a connection may be idle and still be used [30 s]: less than what backends wait.
+	IdleTimeout time.Duration
+	// DialTimeout bounds connecting [5 s].
+	DialTimeout time.Duration
+	// ContinueTimeout is how long the backend may take to say whether it wants the body of a request that expects
+	// 100-continue [1 s]; then it is sent.
+	ContinueTimeout time.Duration
+
+	mu     sync.Mutex // guards idle and count
+	idle   map[string][]*link
+	count  int
+	sweep  *time.Timer
+	closed bool
+}
+
+// link is a connection to a backend. It is one exchange's at a time.
+type link struct {
+	transport *Transport
+	host      string
+	conn      net.Conn
+	stream    *stream
+	in        reader
+	out       []byte
+	reused    bool
+	since     time.Time // idle since
+}
+
+var (
+	errIdleClosed = errors.New("the backend closed the connection before it answered")
+	errLength     = errors.New("a request with a body needs its length")
+)
+
+// RoundTrip sends r and reads the head of the answer. Both go on in parallel where the body is not small, and an answer
+// that comes early ends the upload with the exchange.
+func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	if err := check(r); err != nil {
+		closeBody(r)
+		return nil, err
+	}
+	ctx := r.Context()
+	for {
+		l, err := t.get(ctx, r.URL.Host)
+		if err != nil {
+			closeBody(r)
+			return nil, err
+		}
+		reused := l.reused
+		answer, untouched, err := l.exchange(ctx, r)
+		if err == nil {
+			return answer, nil
+		}
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		} else if reused && untouched && replayable(r) {
+			continue // the backend hung up as we wrote: every such try uses an idle connection up
+		}
+		closeBody(r)
+		return nil, err
+	}
+}
+
+func check(r *http.Request) error {
+	switch {
+	case r.URL == nil || r.URL.Scheme != "http" || r.URL.Host == "":
+		return errors.New("http1: only http:// URLs with a host")
+	case hasBody(r) && r.ContentLength <= 0:
+		return errLength
+	case !all(r.Method, isToken) || r.Method == "" || r.Method == http.MethodConnect:
+		return fmt.Errorf("http1: method %q", r.Method)
+	}
+	return nil
+}
+
+func hasBody(r *http.Request) bool { return r.Body != nil && r.Body != http.NoBody }
+
+func closeBody(r *http.Request) {
+	if r.Body != nil {
+		r.Body.Close()
+	}
+}
+
+// replayable is net/http's rule: what may have been done already is not done again.
+func replayable(r *http.Request) bool {
+	return !hasBody(r) && (r.Method == http.MethodGet || r.Method == http.MethodHead || r.Method == http.MethodOptions)
+}
+
+// get takes the connection that was used last, as it is the likeliest to be open still, or makes one.
+func (t *Transport) get(ctx context.Context, host string) (*link, error) {
+	oldest := time.Now().Add(-t.idleTimeout())
+	for {
+		t.mu.Lock()
+		stack := t.idle[host]
+		if len(stack) == 0 {
+			t.mu.Unlock()
+			return t.dial(ctx, host)
+		}
+		l := stack[len(stack)-1]
+		stack[len(stack)-1] = nil
+		t.idle[host] = stack[:len(stack)-1]
+		t.count--
+		t.mu.Unlock()
+		// Bytes that nobody asked for would be taken for the answer to what is asked now.
+		if l.since.After(oldest) && l.stream != nil && l.stream.quiet() {
+			l.reused = true
+			return l, nil
+		}
+		l.conn.Close()
+	}
+}
+
+func (t *Transport) dial(ctx context.Context, host string) (*link, error) {
+	timeout := t.DialTimeout
+	if timeout == 0 {
+		timeout = 5 * time.Second
+	}
+	address := host
+	if _, _, err := net.SplitHostPort(host); err != nil {
+		address = net.JoinHostPort(trimBrackets(host), "80")
+	}
+	conn, err := (&net.Dialer{Timeout: timeout, KeepAlive: 30 * time.Second}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	l := &link{transport: t, host: host, conn: conn, stream: newStream(conn)}
+	l.in.init(conn)
+	return l, nil
+}
+
+func trimBrackets(host string) string {
+	if len(host) > 2 && host[0] == '[' && host[len(host)-1] == ']' {
+		return host[1 : len(host)-1]
+	}
+	return host
+}
+
+func (t *Transport) idleTimeout() time.Duration {
+	if t.IdleTimeout == 0 {
+		return 30 * time.Second
+	}
+	return t.IdleTimeout
+}
+
+func (t *Transport) put(l *link) {
+	most := t.MaxIdle
+	if most == 0 {
+		most = 1024
+	}
+	l.since = time.Now()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed || t.count >= most || l.stream == nil {
+		l.conn.Close()
+		return
+	}
+	if t.idle == nil {
+		t.idle = map[string][]*link{}
+	}
+	t.idle[l.host] = append(t.idle[l.host], l)
+	t.count++
+	if t.sweep == nil {
+		t.sweep = time.AfterFunc(t.idleTimeout(), t.closeOld)
+	}
+}
+
+// closeOld closes what has been idle for too long.
+func (t *Transport) closeOld() {
+	oldest := time.Now().Add(-t.idleTimeout())
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.sweep = nil
+	for host, stack := range t.idle {
+		old := 0
+		for old < len(stack) && !stack[old].since.After(oldest) {
+			stack[old].conn.Close()
+			old++
+		}
+		t.count -= old
+		if old == len(stack) {
+			delete(t.idle, host)
+			continue
+		}
+		copy(stack, stack[old:])
+		clear(stack[len(stack)-old:])
+		t.idle[host] = stack[:len(stack)-old]
+	}
+	if t.count > 0 && !t.closed {
+		t.sweep = time.AfterFunc(t.idleTimeout()/2, t.closeOld)
+	}
+}
+
+// CloseIdleConnections closes what nobody uses.
+func (t *Transport) CloseIdleConnections() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, stack := range t.idle {
+		for _, l := range stack {
+			l.conn.Close()
+		}
+	}
+	t.idle, t.count = nil, 0
+}
+
+// smallBody is what goes out together with the head. It is not worth a goroutine that watches for an early answer.
+const smallBody = 16 << 10
+
+// exchange sends the request and reads the answer's head. untouched tells, beside an error, that no byte of an answer
+// had come and none of the body was read.
+func (l *link) exchange(ctx context.Context, r *http.Request) (_ *http.Response, untouched bool, err error) {
+	e := &exchange{link: l}
+	e.release = context.AfterFunc(ctx, func() { l.conn.Close() })
+	defer func() {
+		if err != nil {
+			e.end(false)
+		}
+	}()
+
+	if l.out, err = appendRequest(l.out[:0], r); err != nil {
+		return nil, false, err
+	}
+	body := hasBody(r)
+	expect := body && hasToken(r.Header["Expect"], "100-continue")
+	untouched = true
+	if body && !expect && r.ContentLength <= smallBody {
+		untouched = false
+		if err := l.appendBody(r); err != nil {
+			return nil, false, err
+		}
+		body = false
+	}
+	if _, err := l.conn.Write(l.out); err != nil {
+		// An answer may have come all the same, and tell why; but not on a connection that was closed before.
+		if l.reused && untouched {
+			return nil, true, err
+		}
+		if head, failed := l.answer(e, r); failed == nil {
+			e.broken = true
+			return head, false, nil
+		}
+		return nil, untouched, err
+	}
+	if expect {
+		wanted, err := l.await100()
+		if err != nil {
+			return nil, untouched, err
+		}
+		if !wanted {
+			// It will not read the body; what follows on this connection would be taken for it.
+			e.broken = true
+			closeBody(r)
+			body = false
+		}
+	}
+	if body {
+		untouched = false
+		e.uploaded = make(chan error, 1)
+		go l.upload(e, r)
+	}
+	answer, err := l.answer(e, r)
+	if err != nil {
+		if e.uploaded != nil {
+			if failed := e.bodyErr.Load(); failed != nil {
+				err = *failed // the connection was closed for it
+			}
+		}
+		if untouched = untouched && l.in.buffered() == 0 && !errors.Is(err, errMalformed); untouched && err == io.EOF {
+			err = errIdleClosed
+		}
+		return nil, untouched, err
+	}
+	return answer, false, nil
+}
+
+// appendRequest writes a head. https://www.rfc-editor.org/rfc/rfc9112#section-3
+func appendRequest(b []byte, r *http.Request) ([]byte, error) {
+	target := r.URL.RequestURI()
+	host := r.Host
+	if host == "" {
+		host = r.URL.Host
+	}
+	if target == "" || !all(target, isURI) || !all(host, isURI) {
+		return b, fmt.Errorf("http1: target %q of host %q", target, host)
+	}
+	b = append(b, r.Method...)
+	b = append(b, ' ')
+	b = append(b, target...)
+	b = append(b, " HTTP/1.1\r\nHost: "...)
+	b = append(b, host...)
+	b = append(b, "\r\n"...)
+	if hasBody(r) || r.Method == http.MethodPut || r.Method == http.MethodPost || r.Method == http.MethodPatch {
+		length := r.ContentLength
+		if !hasBody(r) {
+			length = 0
+		}
+		b = append(b, "Content-Length: "...)
+		b = strconv.AppendInt(b, length, 10)
+		b = append(b, "\r\n"...)
+	}
+	for name, values := range r.Header {
+		switch name {
+		case "Host", "Content-Length", "Transfer-Encoding", "Trailer", "Connection": // are this package's to write
+			continue
+		}
+		for _, value := range values {
+			var ok bool
+			if b, ok = appendField(b, name, value); !ok {
+				return b, fmt.Errorf("http1: header %q cannot be sent", name)
+			}
+		}
+	}
+	return append(b, "\r\n"...), nil
+}
+
+// appendBody reads a small body whole, and holds it to its length.
+func (l *link) appendBody(r *http.Request) error {
+	defer closeBody(r)
+	head := len(l.out)
+	need := head + int(r.ContentLength)
+	if cap(l.out) < need {
+		l.out = append(make([]byte, 0, need), l.out...)
+	}
+	l.out = l.out[:need]
+	if n, err := io.ReadFull(r.Body, l.out[head:]); err != nil {
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			err = fmt.Errorf("the body ends after %d bytes of %d: %w", n, r.ContentLength, io.ErrUnexpectedEOF)
+		}
+		return err
+	}
+	return atEnd(r.Body)
+}
+
+// atEnd holds a body to having nothing more, which is also when a reader that checks it says so.
+func atEnd(body io.Reader) error {
+	var one [1]byte
+	for range 100 {
+		n, err := body.Read(one[:])
+		switch {
+		case n > 0:
+			return errors.New("the body is longer than its Content-Length")
+		case err == io.EOF:
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+	return io.ErrNoProgress
+}
+
+// await100 waits for the backend to ask for the body, for a while. It leaves a final answer where it is.
+func (l *link) await100() (wanted bool, err error) {
+	timeout := l.transport.ContinueTimeout
+	if timeout == 0 {
+		timeout = time.Second
+	}
+	if err := l.conn.SetReadDeadline(time.Now().Add(timeout)); err != nil {
+		return false, err
+	}
+	defer l.conn.SetReadDeadline(time.Time{})
+	for {
+		// "HTTP/1.1 100" is enough to know it by.
+		for l.in.buffered() < len("HTTP/1.1 100") {
+			if err := l.in.fill(); err != nil {
+				if errors.Is(err, os.ErrDeadlineExceeded) {
+					return true, nil
+				}
+				return false, err
+			}
+		}
+		status := string(l.in.buf[l.in.r+len("HTTP/1.1 ") : l.in.r+len("HTTP/1.1 100")])
+		if status[0] != '1' {
+			return false, nil
+		}
+		_ = l.conn.SetReadDeadline(time.Now().Add(timeout))
+		if _, err := l.in.head(); err != nil {
+			return false, err
+		}
+		if status == "100" {
+			return true, nil
+		}
+	}
+}
+
+// upload sends a body beside the reading of the answer.
+func (l *link) upload(e *exchange, r *http.Request) {
+	defer closeBody(r)
+	to := &uploading{link: l, left: r.ContentLength}
+	var err error
+	if from, ok := r.Body.(io.WriterTo); ok {
+		_, err = from.WriteTo(to)
+	} else {
+		_, err = Copy(to, r.Body, func(int) error { return nil })
+	}
+	var write *WriteError
+	if err == nil && to.left > 0 {
+		err = fmt.Errorf("the body ends %d bytes early: %w", to.left, io.ErrUnexpectedEOF)
+	}
+	if err != nil && !(errors.As(err, &write) && write.Err != errTooLong) {
+		// The body is at fault. The backend MUST NOT take what it has got for the whole.
+		e.bodyErr.Store(&err)
+		l.conn.Close()
+	}
+	e.uploaded <- err
+}
+
+// uploading is the writing side of a request's body.
+type uploading struct {
+	link *link
+	left int64
+}
+
+var errTooLong = errors.New("the body is longer than its Content-Length")
+
+func (u *uploading) Write(p []byte) (int, error) {
+	if int64(len(p)) > u.left {
+		return 0, errTooLong
+	}
+	n, err := u.link.conn.Write(p)
+	u.left -= int64(n)
+	return n, err
+}
+
+func (u *uploading) direct(n int64) (*stream, error) {
+	if n > u.left {
+		return nil, errTooLong
+	}
+	return u.link.stream, nil
+}
+
+func (u *uploading) written(n int64, _ error) { u.left -= n }
+
+// exchange is one request and its answer on a link. Its Body ends it.
+type exchange struct {
+	link     *link
+	release  func() bool // ends the watch over the context
+	uploaded chan error  // nil = no upload beside the answer
+	bodyErr  atomic.Pointer[error]
+	broken   bool // the connection must not be used again
+	ended    atomic.Bool
+	body     incoming
+	response http.Response
+}
+
+// answer reads the head of the final answer. https://www.rfc-editor.org/rfc/rfc9112#section-4
+func (l *link) answer(e *exchange, r *http.Request) (*http.Response, error) {
+	for skipped := 0; ; skipped++ {
+		head, err := l.in.head()
+		if err != nil {
+			return nil, err
+		}
+		text := string(head)
+		if len(text) < len("HTTP/1.1 200\r\n") || text[:7] != "HTTP/1." || text[7] != '1' && text[7] != '0' || text[8] != ' ' {
+			return nil, fmt.Errorf("status line: %w", errMalformed)
+		}
+		status := 0
+		for _, c := range text[9:12] {
+			if c < '0' || c > '9' {
+				return nil, fmt.Errorf("status line: %w", errMalformed)
+			}
+			status = status*10 + int(c-'0')
+		}
+		if status < 100 || text[12] != ' ' && text[12] != '\r' {
+			return nil, fmt.Errorf("status line: %w", errMalformed)
+		}
+		end := 12
+		for text[end] != '\n' {
+			end++
+		}
+		line := text[9 : end-1]
+		if !all(line, isValue) {
+			return nil, fmt.Errorf("status line: %w", errMalformed)
+		}
+		header := make(http.Header, 16)
+		if _, err := fields(text[end+1:], header, nil); err != nil {
+			return nil, err
+		}
+		if status < 200 {
+			if status == http.StatusSwitchingProtocols || skipped == 5 {
+				return nil, fmt.Errorf("status %d: %w", status, errMalformed)
+			}
+			continue
+		}
+		f, err := frame(header)
+		if err != nil {
+			return nil, err
+		}
+		old := text[7] == '0'
+		if old && f.chunked {
+			return nil, errMalformed
+		}
+		a := &e.response
+		*a = http.Response{
+			Status: line, StatusCode: status, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+			Header: header, ContentLength: f.length, Request: r, Body: e,
+		}
+		if old {
+			a.Proto, a.ProtoMinor = "HTTP/1.0", 0
+		}
+		if f.chunked {
+			a.TransferEncoding = []string{"chunked"}
+			delete(header, "Transfer-Encoding")
+		}
+		a.Close = old || hasToken(header["Connection"], "close")
+		if r.Method == http.MethodHead || status == http.StatusNoContent || status == http.StatusNotModified {
+			if r.Method != http.MethodHead {
+				a.ContentLength = 0
+			}
+			e.body.reset(&l.in, framing{length: 0}, false)
+		} else {
+			e.body.reset(&l.in, f, true)
+			a.Close = a.Close || e.body.kind == bodyClose
+		}
+		e.broken = e.broken || a.Close
+		if e.body.done {
+			e.end(true)
+			a.Body = http.NoBody
+		}
+		return a, nil
+	}
+}
+
+// Read reads the answer's body.
+func (e *exchange) Read(p []byte) (int, error) {
+	if e.ended.Load() && !e.body.done {
+		return 0, http.ErrBodyReadAfterClose
+	}
+	n, err := e.body.Read(p)
+	return n, e.give(err)
+}
+
+// Close ends the exchange. Where the body has not been read to its end that costs the connection.
+func (e *exchange) Close() error {
+	e.end(false)
+	return nil
+}
+
+func (e *exchange) take() (*incoming, *stream) {
+	if e.ended.Load() {
+		return nil, nil
+	}
+	return &e.body, e.link.stream
+}
+
+func (e *exchange) give(err error) error {
+	if e.body.done {
+		e.end(true)
+	} else if err != nil {
+		e.end(false)
+	}
+	return err
+}
+
+// uploadGrace is how long an upload may take to notice that it has written its last byte, when the answer has.
+const uploadGrace = 50 * time.Millisecond
+
+// end gives the connection back where the exchange is complete, and closes it otherwise.
+func (e *exchange) end(complete bool) {
+	if !e.ended.CompareAndSwap(false, true) {
+		return
+	}
+	l := e.link
+	free := e.release()
+	complete = complete && free && !e.broken && l.in.buffered() == 0
+	if e.uploaded != nil && complete {
+		select {
+		case err := <-e.uploaded:
+			complete = err == nil
+		default:
+			timer := time.NewTimer(uploadGrace)
+			select {
+			case err := <-e.uploaded:
+				complete = err == nil
+			case <-timer.C:
+				complete = false
+			}
+			timer.Stop()
+		}
+	}
+	if !complete {
+		l.conn.Close()
+		return
+	}
+	l.in.shrink()
+	if cap(l.out) > smallBuffer+smallBody {
+		l.out = nil
+	}
+	l.transport.put(l)
+}
