@@ -39,7 +39,7 @@ type Backend struct {
 
 type child struct {
 	cmd      *exec.Cmd
-	lifeline io.Closer // the child lives while this is open
+	lifeline io.WriteCloser // the child lives while this is open
 	done     chan struct{}
 }
 
@@ -52,6 +52,7 @@ type childConfig struct {
 	BaseKey   Key
 	Sessions  sessionKey
 	Cert, Key string // files
+	Orphan    string // directory to remove should the parent die; "" = none
 	Verbose   bool
 }
 
@@ -82,6 +83,9 @@ func Main() {
 func startBackend(ctx context.Context, w *World, name string, sessions sessionKey, log io.Writer) (*Backend, error) {
 	b := &Backend{Name: name, Dir: filepath.Join(w.Dir, name), world: w, log: log}
 	b.config = childConfig{Dir: b.Dir, Region: w.Region, Root: w.Root, BaseKey: w.BaseKey, Sessions: sessions, Verbose: log != nil}
+	if w.removeDir {
+		b.config.Orphan = w.Dir
+	}
 	scheme := "http"
 	if w.tls {
 		scheme, b.config.Cert, b.config.Key = "https", w.certificate.certFile, w.certificate.keyFile
@@ -111,7 +115,7 @@ func (b *Backend) Start(ctx context.Context) error {
 	cmd.Env = append(os.Environ(), childVariable+"="+b.Name)
 	cmd.Dir = b.world.Dir // not where we are: coverage and profiles of tests would be written there twice
 	cmd.Stderr = b.log
-	cmd.SysProcAttr = ownChild()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is ours to act on
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		return err
@@ -154,7 +158,10 @@ func (b *Backend) Start(ctx context.Context) error {
 
 // Stop ends the server; its objects stay until the world's Stop.
 func (b *Backend) Stop() error {
-	return b.end(func(c *child) error { return c.lifeline.Close() })
+	return b.end(func(c *child) error {
+		_, err := io.WriteString(c.lifeline, "stop\n") // not orphaned
+		return errors.Join(err, c.lifeline.Close())
+	})
 }
 
 // Kill ends the server as a crash would: nothing is finished, connections are reset.
@@ -226,7 +233,7 @@ func running(pid int) bool {
 }
 
 // serveS3 is the child's life. It ends when its standard input does, which the system closes when the parent dies, however
-// it dies: no S3 server is left behind.
+// it dies: no S3 server is left behind, nor what a parent that was killed could not remove.
 func serveS3(ready io.Writer) error {
 	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	stdin := bufio.NewReader(os.Stdin)
@@ -288,7 +295,10 @@ func serveS3(ready io.Writer) error {
 	}
 
 	go func() {
-		io.Copy(io.Discard, stdin)
+		farewell, _ := io.ReadAll(stdin)
+		if len(farewell) == 0 && c.Orphan != "" {
+			os.RemoveAll(c.Orphan)
+		}
 		os.Exit(0)
 	}()
 	return listenAndServe(c, store, serverOptions, func(address string) {
