@@ -120,8 +120,8 @@ func (c *checkpointer) note(end chainEnd) {
 }
 
 func (c *checkpointer) timer() <-chan time.Time {
-	if c.due == nil {
-		return nil
+	if c == nil || c.due == nil {
+		return nil // never
 	}
 	return c.due.C
 }

@@ -55,6 +55,8 @@ type Redact struct {
 	// Keys are patterns of object keys to record as "sha256:" and their hash [none]. A pattern is held against
 	// the key and against bucket/key; * stands for any run of characters, slashes included, ? for one.
 	Keys []string `yaml:"keys"`
+	// Drop are patterns of object keys of which not even the hash is recorded, but "[dropped]" [none].
+	Drop []string `yaml:"drop"`
 }
 
 // Size is a number of bytes, written "256MiB".
@@ -110,6 +112,11 @@ func (c *Config) Check(report func(path, problem string)) {
 			report(fmt.Sprintf("redact.keys[%d]", i), "is empty: write a pattern, such as private/*")
 		}
 	}
+	for i, pattern := range c.Redact.Drop {
+		if pattern == "" {
+			report(fmt.Sprintf("redact.drop[%d]", i), "is empty: write a pattern, such as private/*")
+		}
+	}
 	names := map[string]bool{}
 	for i := range c.Ship {
 		at := fmt.Sprintf("ship[%d]", i)
@@ -123,8 +130,13 @@ func (c *Config) Check(report func(path, problem string)) {
 	if len(c.Ship) > 0 && c.File == nil {
 		report("ship", "needs file: events are sent from the file")
 	}
-	if c.SigningKeyFile != "" && c.File == nil {
-		report("signing_key_file", "needs file: checkpoints are kept beside it")
+	if c.SigningKeyFile != "" {
+		if c.File == nil {
+			report("signing_key_file", "needs file: checkpoints are kept beside it")
+		}
+		if _, err := readSigningKey(c.SigningKeyFile); err != nil {
+			report("signing_key_file", err.Error())
+		}
 	}
 	switch c.OnFailure {
 	case "", onFailureRefuse, onFailureContinue:

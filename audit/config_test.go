@@ -89,7 +89,7 @@ func TestCheckOfShip(t *testing.T) {
 	c, _ := decode(t, `{stdout: true, signing_key_file: k, ship: [{webhook: {url: "https://x"}}]}`)
 	var got []string
 	c.Check(func(path, problem string) { got = append(got, path) })
-	if strings.Join(got, " ") != "ship signing_key_file" {
+	if strings.Join(got, " ") != "ship signing_key_file signing_key_file" {
 		t.Errorf("without a file: %v", got)
 	}
 }

@@ -108,6 +108,12 @@ func killAgainAndAgain(t *testing.T, dir, fsync string, times int) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
+		if rand.IntN(4) == 0 { // while it starts, and perhaps mends what the last one left
+			time.Sleep(time.Duration(rand.IntN(20_000)) * time.Microsecond)
+			cmd.Process.Kill()
+			cmd.Wait()
+			continue
+		}
 		line, _ := bufio.NewReader(out).ReadString('\n')
 		if line != "serving\n" {
 			cmd.Process.Kill()

@@ -40,6 +40,7 @@ const (
 type encoder struct {
 	claims [][]string // paths
 	hash   []pattern  // keys to record as a hash
+	drop   []pattern  // keys not to record
 }
 
 func newEncoder(c Config) *encoder {
@@ -53,6 +54,9 @@ func newEncoder(c Config) *encoder {
 	for _, p := range c.Redact.Keys {
 		e.hash = append(e.hash, pattern(p))
 	}
+	for _, p := range c.Redact.Drop {
+		e.drop = append(e.drop, pattern(p))
+	}
 	return e
 }
 
@@ -60,7 +64,7 @@ func newEncoder(c Config) *encoder {
 // escaping for HTML, with empty lists rather than null, and with microseconds.
 func (e *encoder) append(b []byte, ev *Event) []byte {
 	var scrub redaction
-	if len(e.hash) > 0 {
+	if len(e.hash)+len(e.drop) > 0 {
 		scrub = e.redact(ev)
 	}
 	b = append(b, `"id":`...)

@@ -169,6 +169,14 @@ func TestRedactedKeysAppearNowhere(t *testing.T) {
 	}
 }
 
+func TestDroppedKeys(t *testing.T) {
+	ev := Event{Bucket: "vault", Key: "secret", Accesses: []Access{{Bucket: "vault", Key: "secret"}}, Error: "no secret"}
+	got := line(Config{Redact: Redact{Keys: []string{"*"}, Drop: []string{"vault/*"}}}, ev)
+	if strings.Contains(got, "secret") || strings.Contains(got, HashKey("secret")) || strings.Count(got, "[dropped]") != 3 {
+		t.Error(got)
+	}
+}
+
 func TestPatterns(t *testing.T) {
 	for _, tc := range []struct {
 		p, s string

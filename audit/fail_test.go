@@ -519,7 +519,7 @@ func TestCheck(t *testing.T) {
 	}{
 		"nowhere":   {audit.Config{}, []string{""}},
 		"bare":      {audit.Config{Stdout: true}, nil},
-		"all wrong": {audit.Config{File: &audit.File{MaxSize: 10, Keep: -1, Fsync: "often"}, OnFailure: "shrug", Claims: []string{""}, Redact: audit.Redact{Keys: []string{""}}}, []string{"file.path", "file.max_size", "file.keep", "file.fsync", "claims[0]", "redact.keys[0]", "on_failure"}},
+		"all wrong": {audit.Config{File: &audit.File{MaxSize: 10, Keep: -1, Fsync: "often"}, OnFailure: "shrug", Claims: []string{""}, SigningKeyFile: "nowhere", Redact: audit.Redact{Keys: []string{""}, Drop: []string{"a", ""}}}, []string{"file.path", "file.max_size", "file.keep", "file.fsync", "claims[0]", "redact.keys[0]", "redact.drop[1]", "signing_key_file", "on_failure"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got []string

@@ -243,7 +243,7 @@ const interruptedError = "the process ended before the request did"
 
 // Commit ends the record: the event is written, exactly once. Further calls do nothing.
 func (r *Record) Commit() {
-	if r.over {
+	if r.over || r.log == nil {
 		return
 	}
 	r.over = true

@@ -64,8 +64,14 @@ func (r *redaction) key(bucket, key string) string {
 	if hidden, ok := r.private[key]; ok {
 		return hidden
 	}
+	place := bucket + "/" + key
+	for _, p := range r.encoder.drop {
+		if p.match(key) || p.match(place) {
+			return r.hide(key, droppedKey)
+		}
+	}
 	for _, p := range r.encoder.hash {
-		if p.match(key) || p.match(bucket+"/"+key) {
+		if p.match(key) || p.match(place) {
 			return r.hide(key, HashKey(key))
 		}
 	}
@@ -124,7 +130,10 @@ func HashKey(key string) string {
 	return hashPrefix + hex.EncodeToString(sum[:])
 }
 
-const hashPrefix = "sha256:"
+const (
+	hashPrefix = "sha256:"
+	droppedKey = "[dropped]"
+)
 
 // Free texts are the one place where a credential could come in by accident: a client that puts its token in
 // its user agent, a library's error that quotes a URL.

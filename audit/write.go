@@ -59,6 +59,7 @@ func (l *Log) write() {
 		}
 		l.releaseBatch()
 		last = time.Now()
+		l.attend(idle.C)
 	}
 }
 
@@ -71,15 +72,11 @@ func (l *Log) calm() bool {
 
 // wait waits for something to do; false = the log is given up.
 func (l *Log) wait(idle <-chan time.Time) bool {
-	var timer <-chan time.Time
-	if l.checkpoints != nil {
-		timer = l.checkpoints.timer()
-	}
 	select {
 	case <-l.wake:
 	case answer := <-l.reopens:
 		answer <- l.reopen()
-	case <-timer:
+	case <-l.checkpoints.timer():
 		l.checkpoints.sign(l.file.end)
 	case <-idle:
 		l.look()
@@ -87,6 +84,18 @@ func (l *Log) wait(idle <-chan time.Time) bool {
 		return false
 	}
 	return true
+}
+
+// attend does what wait would do beside the events, which may never pause.
+func (l *Log) attend(idle <-chan time.Time) {
+	select {
+	case answer := <-l.reopens:
+		answer <- l.reopen()
+	case <-l.checkpoints.timer():
+		l.checkpoints.sign(l.file.end)
+	case <-idle: // each batch looks after the file
+	default:
+	}
 }
 
 // look looks after the file where no event makes that happen.

@@ -140,6 +140,8 @@ func (c *Config) Check(report func(path, problem string)) {
 	below := func(path, problem string) { report(strings.TrimSuffix(kind+"."+path, "."), problem) }
 	if (n.CertFile == "") != (n.KeyFile == "") {
 		below("cert_file", "cert_file and key_file go together")
+	} else if _, err := n.tls(); err != nil {
+		below("ca_file", err.Error())
 	}
 	switch {
 	case c.OTLP != nil:
