@@ -87,6 +87,9 @@ func newTelemetry(meter metric.Meter, tracer trace.Tracer) (*telemetry, error) {
 	if failed != nil {
 		return nil, fmt.Errorf("make instruments: %w", failed)
 	}
+	// What is alerted on is there before it first happens.
+	t.unrecordedCount.Add(context.Background(), 0)
+	t.limited.Add(context.Background(), 0)
 	return t, nil
 }
 
