@@ -332,7 +332,7 @@ func (f *field) policies() (string, error) {
 	dir := filepath.Join(f.dir, "policies")
 	for _, file := range files {
 		name := filepath.Base(file)
-		if strings.HasSuffix(name, "_test.rego") || name == "grants.yaml" || name == "prefixes.yaml" {
+		if info, err := os.Stat(file); err != nil || info.IsDir() || strings.HasSuffix(name, "_test.rego") || name == "grants.yaml" || name == "prefixes.yaml" {
 			continue
 		}
 		content, err := os.ReadFile(file)

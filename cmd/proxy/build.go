@@ -137,7 +137,7 @@ func (b *Backend) build(s *signer.Signer, limits Limits) (proxy.Backend, error) 
 	if err != nil {
 		return proxy.Backend{}, err
 	}
-	transport, err := b.transport(limits)
+	transport, err := b.roundTripper(endpoint, limits)
 	if err != nil {
 		return proxy.Backend{}, err
 	}

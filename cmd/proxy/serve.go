@@ -67,7 +67,8 @@ type server struct {
 	draining atomic.Bool
 	inFlight sync.WaitGroup // handlers of the S3 listener
 
-	s3, admin    *http.Server
+	s3           s3Server
+	admin        *http.Server
 	certificates *certificates
 	telemetry    *telemetry
 	failed       chan error
@@ -131,14 +132,10 @@ func start(file string, c *Config) (_ *server, err error) {
 		return nil, fmt.Errorf("admin.address: %w", err)
 	}
 	errorLog := slog.NewLogLogger(s.log.Handler(), slog.LevelDebug) // handshakes and resets are the network's noise
-	s.s3 = &http.Server{
-		Handler: http.HandlerFunc(s.serveS3), TLSConfig: tlsConfig, ErrorLog: errorLog,
-		ReadHeaderTimeout: c.Limits.HeaderTimeout, IdleTimeout: c.Limits.IdleTimeout, MaxHeaderBytes: 64 << 10,
-		DisableGeneralOptionsHandler: true, // OPTIONS * is refused and recorded like anything else
-	}
+	s.s3 = newS3Server(http.HandlerFunc(s.serveS3), tlsConfig, c.Limits, errorLog)
 	s.admin = &http.Server{Handler: s.adminHandler(c.Admin), ErrorLog: errorLog, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
-	go s.run(s.admin, adminListener, false)
-	go s.run(s.s3, listener, tlsConfig != nil)
+	go s.run(s.admin, adminListener)
+	go s.run(s.s3, listener)
 	if err := s.certificates.manage(ctx); err != nil {
 		s.log.Error("certificates are not managed", slog.Any("error", err))
 	}
@@ -147,13 +144,8 @@ func start(file string, c *Config) (_ *server, err error) {
 	return s, nil
 }
 
-func (s *server) run(server *http.Server, l net.Listener, secure bool) {
-	var err error
-	if secure {
-		err = server.ServeTLS(l, "", "")
-	} else {
-		err = server.Serve(l)
-	}
+func (s *server) run(server interface{ Serve(net.Listener) error }, l net.Listener) {
+	err := server.Serve(l)
 	if !errors.Is(err, http.ErrServerClosed) {
 		s.failed <- fmt.Errorf("serve %s: %w", l.Addr(), err)
 	}

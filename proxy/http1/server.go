@@ -46,6 +46,10 @@ type Server struct {
 
 func (s *Server) init() {
 	s.initOnce.Do(func() {
+		if s.TLS != nil {
+			s.TLS = s.TLS.Clone()
+			s.TLS.DynamicRecordSizingDisabled = true // small records first are for browsers
+		}
 		s.ended = make(chan struct{})
 		s.listeners = map[net.Listener]struct{}{}
 		s.conns = map[*conn]struct{}{}

@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"sync"
+
+	"github.com/sluice-s3/sluice/proxy/http1"
+)
+
+// netHTTP is the way back, should http1 read some client or backend wrongly: SLUICE_HTTP1=off has net/http do all of it.
+func netHTTP() bool { return os.Getenv("SLUICE_HTTP1") == "off" }
+
+// s3Server serves the S3 listener.
+type s3Server interface {
+	Serve(net.Listener) error // plain or TLS, as configured
+	Shutdown(context.Context) error
+	Close() error
+}
+
+func newS3Server(h http.Handler, secure *tls.Config, limits Limits, errorLog *log.Logger) s3Server {
+	standard := &http.Server{
+		Handler: h, TLSConfig: secure, ErrorLog: errorLog,
+		ReadHeaderTimeout: limits.HeaderTimeout, IdleTimeout: limits.IdleTimeout, MaxHeaderBytes: 64 << 10,
+		DisableGeneralOptionsHandler: true, // OPTIONS * is refused and recorded like anything else
+	}
+	if netHTTP() {
+		return &standardServer{standard}
+	}
+	s := &fastServer{
+		http1: &http1.Server{Handler: h, TLS: secure, ErrorLog: errorLog, HeaderTimeout: limits.HeaderTimeout, IdleTimeout: limits.IdleTimeout},
+		http2: standard,
+	}
+	s.http1.HTTP2 = s.handOver
+	return s
+}
+
+type standardServer struct{ *http.Server }
+
+func (s *standardServer) Serve(l net.Listener) error {
+	if s.TLSConfig != nil {
+		return s.ServeTLS(l, "", "")
+	}
+	return s.Server.Serve(l)
+}
+
+// fastServer is http1's for HTTP/1.1 and net/http's for HTTP/2.
+type fastServer struct {
+	http1 *http1.Server
+	http2 *http.Server
+
+	mu    sync.Mutex // guards conns and ended
+	conns chan net.Conn
+	ended chan struct{}
+}
+
+func (s *fastServer) Serve(l net.Listener) error { return s.http1.Serve(l) }
+
+// handOver gives a connection that speaks HTTP/2 to net/http.
+func (s *fastServer) handOver(conn *tls.Conn) {
+	s.mu.Lock()
+	if s.conns == nil {
+		s.conns, s.ended = make(chan net.Conn), make(chan struct{})
+		go s.http2.Serve(&handed{s, conn.LocalAddr(), sync.Once{}})
+	}
+	s.mu.Unlock()
+	select {
+	case s.conns <- conn:
+	case <-s.ended:
+		conn.Close()
+	}
+}
+
+// handed is a listener for connections that another one accepted.
+type handed struct {
+	server  *fastServer
+	address net.Addr
+	once    sync.Once
+}
+
+func (h *handed) Accept() (net.Conn, error) {
+	select {
+	case conn := <-h.server.conns:
+		return conn, nil
+	case <-h.server.ended:
+		return nil, net.ErrClosed
+	}
+}
+
+func (h *handed) Addr() net.Addr { return h.address }
+
+func (h *handed) Close() error {
+	h.once.Do(func() { close(h.server.ended) })
+	return nil
+}
+
+func (s *fastServer) Shutdown(ctx context.Context) error {
+	second := make(chan error, 1)
+	go func() { second <- s.http2.Shutdown(ctx) }()
+	return errors.Join(s.http1.Shutdown(ctx), <-second)
+}
+
+func (s *fastServer) Close() error { return errors.Join(s.http1.Close(), s.http2.Close()) }
+
+// roundTripper is http1's for plain backends. Under TLS nothing could be spliced, and net/http's is at home.
+func (b *Backend) roundTripper(endpoint *url.URL, limits Limits) (http.RoundTripper, error) {
+	if endpoint.Scheme == "http" && !netHTTP() {
+		return &http1.Transport{MaxIdle: limits.MaxInFlight}, nil
+	}
+	return b.transport(limits)
+}
