@@ -16,19 +16,22 @@ func parseSource(h *headerName, value string) (*Source, error) {
 	if strings.HasPrefix(path, "arn:") {
 		return nil, errorf("NotImplemented", "header %s is an ARN: name the bucket and key", h.lower)
 	}
-	rawBucket, rawKey, _ := strings.Cut(path, "/")
-	if rawBucket == "" || rawKey == "" {
-		return nil, errorf("InvalidArgument", "header %s must be bucket/key, or bucket/key?versionId=id", h.lower)
-	}
 	s := new(Source)
 	var err error
-	if s.Bucket, err = unescape(rawBucket, "header "+h.lower); err != nil {
+	if rawBucket, rawKey, found := strings.Cut(path, "/"); found {
+		if s.Bucket, err = unescape(rawBucket, "header "+h.lower); err != nil {
+			return nil, err
+		}
+		if s.Key, err = unescape(rawKey, "header "+h.lower); err != nil {
+			return nil, err
+		}
+	} else if err = s.readWhole(h, path); err != nil {
 		return nil, err
+	}
+	if s.Bucket == "" || s.Key == "" {
+		return nil, errorf("InvalidArgument", "header %s must be bucket/key, or bucket/key?versionId=id", h.lower)
 	}
 	if err = checkBucket(s.Bucket); err != nil {
-		return nil, err
-	}
-	if s.Key, err = unescape(rawKey, "header "+h.lower); err != nil {
 		return nil, err
 	}
 	if len(s.Key) > maxKey {
@@ -44,6 +47,20 @@ func parseSource(h *headerName, value string) (*Source, error) {
 		}
 	}
 	return s, nil
+}
+
+// readWhole reads a source that was escaped as a whole, its slashes too, as users of the SDK for JavaScript do by
+// encodeURIComponent and S3 takes it.
+func (s *Source) readWhole(h *headerName, path string) error {
+	whole, err := unescape(path, "header "+h.lower)
+	if err != nil {
+		return err
+	}
+	s.Bucket, s.Key, _ = strings.Cut(strings.TrimPrefix(whole, "/"), "/")
+	if strings.Contains(s.Key, "?") { // was it of the key, or did it begin ?versionId=id?
+		return errorf("InvalidArgument", "header %s has an escaped ? and no slash that is not: write bucket/key, and escape the key alone", h.lower)
+	}
+	return nil
 }
 
 // String is the source as it is sent.

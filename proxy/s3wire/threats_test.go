@@ -388,6 +388,9 @@ func TestT03CopySources(t *testing.T) {
 		"b/s%3FversionId=v1?versionId=2": {"b", "s?versionId=v1", "2", "b/s%3FversionId%3Dv1?versionId=2"},
 		"b/a%2Bb":                        {"b", "a+b", "", "b/a%2Bb"},
 		"b//k":                           {"b", "/k", "", "b//k"},
+		"b%2Fs":                          {"b", "s", "", "b/s"}, // escaped as a whole
+		"%2Fb%2Fa%20b%2Fc":               {"b", "a b/c", "", "b/a%20b/c"},
+		"b%2Fa%252Fb?versionId=v1":       {"b", "a%2Fb", "v1", "b/a%252Fb?versionId=v1"},
 	} {
 		for _, target := range []string{"/target/t", "/target/t?partNumber=1&uploadId=u"} {
 			op, err := read("PUT", domain, target, http.Header{"X-Amz-Copy-Source": {source}})
@@ -417,7 +420,7 @@ func TestT03CopySources(t *testing.T) {
 	}
 	for _, source := range []string{
 		"", "/", "//", "b", "/b", "b/", "/b/", "//b/k", "b?versionId=1", "b/s?versionId=", "b/s?versionId", "b/s?", "b/s?acl", "b/s?versionId=1&x=y", "b/s?x=y&versionId=1",
-		"b/s?versionId=1?versionId=2", "b/s?VersionId=1", "b/s?versionId=1;2", "b/s??versionId=1", "b%2Fs", "b/%zz", "b/a%", "b/%00", "b/%FF", "../b/s", "%2e%2e/b", "b/a+b", "b/s?versionId=a+b",
+		"b/s?versionId=1?versionId=2", "b/s?VersionId=1", "b/s?versionId=1;2", "b/s??versionId=1", "b%2Fc/s", "b%2F", "%2Fb", "%2F%2Fb%2Fs", "b%2Fs%3FversionId%3D1", "b%252Fs", "arn%3Aaws%3As3%3A%3A%3Ab%2Fk", "b/%zz", "b/a%", "b/%00", "b/%FF", "../b/s", "%2e%2e/b", "b/a+b", "b/s?versionId=a+b",
 		"arn:aws:s3:us-west-2:123456789012:accesspoint/my-ap/object/k", "/arn:aws:s3:us-west-2:123456789012:accesspoint/my-ap/object/k", "arn:aws:s3:::b/k", "http://evil/b/k",
 		"my-ap-hsd7f-s3alias/k", "b/" + strings.Repeat("k", 1025), "b/s\x00", "b/s\r\nX-Amz-Acl: public-read",
 	} {
