@@ -27,6 +27,7 @@ type commands struct {
 	Explain     explainCommand     `cmd:"" help:"Why a request is, or was, allowed or refused."`
 	Policy      policyCommands     `cmd:"" help:"Test policies."`
 	Audit       auditCommands      `cmd:"" help:"Read and verify the audit log."`
+	Healthcheck healthcheckCommand `cmd:"" help:"Ask a running proxy whether it is well, for containers."`
 	Version     versionCommand     `cmd:"" help:"Print version, commit and Go version."`
 }
 
