@@ -61,7 +61,7 @@ type entry struct {
 }
 
 // openJournal locks the journal at path, so that no second process writes the same log, and returns what is in
-// it. A journal of another shape is replaced, but only by reset.
+// it; reset must follow.
 func openJournal(path string) (j *journal, entries []entry, err error) {
 	for {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
@@ -111,15 +111,14 @@ func (j *journal) read() ([]entry, error) {
 	if string(head[:8]) != journalMagic || slots <= 0 || slots > 1<<24 {
 		return nil, errJournalShape
 	}
-	j.slots = slots
-	j.released = make([]byte, slots*8)
-	if _, err := io.ReadFull(io.NewSectionReader(j.file, pageSize, int64(len(j.released))), j.released); err != nil {
+	releases := make([]byte, slots*8)
+	if _, err := io.ReadFull(io.NewSectionReader(j.file, pageSize, int64(len(releases))), releases); err != nil {
 		return nil, errJournalShape
 	}
 	var entries []entry
 	area := make([]byte, areaSize)
 	for index := range slots {
-		released := binary.LittleEndian.Uint64(j.released[index*8:])
+		released := binary.LittleEndian.Uint64(releases[index*8:])
 		newest, found := released, entry{}
 		for side := range uint64(2) {
 			n, err := j.file.ReadAt(area, areaOffset(slots, index, side))
@@ -134,8 +133,6 @@ func (j *journal) read() ([]entry, error) {
 		if newest > released {
 			entries = append(entries, found)
 		}
-		// From here on the slot's generations are above all that is on disk.
-		binary.LittleEndian.PutUint64(j.released[index*8:], newest)
 	}
 	return entries, nil
 }
@@ -180,10 +177,6 @@ func (j *journal) reset(slots int, always bool) error {
 	if always {
 		j.group = newGroupSync(j.fdatasync)
 	}
-	if j.slots == slots {
-		_, err := j.file.WriteAt(j.released, pageSize)
-		return err
-	}
 	j.slots = slots
 	j.released = make([]byte, slots*8)
 	f, err := j.create()
@@ -207,8 +200,8 @@ func (j *journal) removeSpills() {
 	}
 }
 
-// create puts a new, empty and locked journal in the place of the one at path. Zeros are written rather than
-// the size set: the space is then really ours.
+// create puts a new, empty and locked journal in the place of the one at path. Its space is really ours from then
+// on: it must be writable on a full disk.
 func (j *journal) create() (f *os.File, err error) {
 	name := j.path + ".new"
 	os.Remove(name)
@@ -225,13 +218,8 @@ func (j *journal) create() (f *os.File, err error) {
 	if err := lock(f); err != nil {
 		return nil, err
 	}
-	zeros := make([]byte, 1<<20)
-	for left := journalSize(j.slots); left > 0; {
-		n, err := f.Write(zeros[:min(left, int64(len(zeros)))])
-		if err != nil {
-			return nil, err
-		}
-		left -= int64(n)
+	if err := allocate(f, journalSize(j.slots)); err != nil {
+		return nil, err
 	}
 	head := make([]byte, pageSize)
 	copy(head, journalMagic)
@@ -251,9 +239,21 @@ func (j *journal) spillName(id string, generation uint64) string {
 	return fmt.Sprintf("%s.%s-%d", j.path, id, generation)
 }
 
-// generation is the newest of slot index that was ever written, at Open.
-func (j *journal) generation(index int) uint64 {
-	return binary.LittleEndian.Uint64(j.released[index*8:])
+// allocate reserves size bytes. Where the file system can, it does so without writing: a page that was written by
+// the megabyte is kept by the kernel in large folios, in which a small write costs three times as much.
+func allocate(f *os.File, size int64) error {
+	if err := fallocate(f, size); !errors.Is(err, errors.ErrUnsupported) {
+		return err
+	}
+	zeros := make([]byte, 1<<20)
+	for size > 0 {
+		n, err := f.Write(zeros[:min(size, int64(len(zeros)))])
+		if err != nil {
+			return err
+		}
+		size -= int64(n)
+	}
+	return nil
 }
 
 // put makes entry, whose first entryHeader bytes are room for the header, the newest of its slot. s is the

@@ -136,9 +136,6 @@ func (l *Log) openFiles(ctx context.Context) (err error) {
 	if err := journal.reset(c.InFlight, c.File.Fsync == fsyncAlways); err != nil {
 		return err
 	}
-	for _, s := range l.free {
-		s.generation = journal.generation(s.index)
-	}
 	if durable {
 		if err := syncDir(f.dir()); err != nil {
 			return fmt.Errorf("open the audit log: %w", err)

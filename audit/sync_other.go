@@ -2,6 +2,11 @@
 
 package audit
 
-import "os"
+import (
+	"errors"
+	"os"
+)
 
 func fdatasync(f *os.File) error { return f.Sync() }
+
+func fallocate(f *os.File, size int64) error { return errors.ErrUnsupported }
