@@ -120,6 +120,7 @@ func (c *call) finish() {
 
 // refuse answers with an error, or breaks the connection off where an answer has begun.
 func (c *call) refuse(err error) {
+	c.blame(err)
 	e, outcome := translate(err)
 	switch c.cutBy.Load() {
 	case cutRevoked:
@@ -178,6 +179,13 @@ func (c *call) setProof(proof *identity.Proof) error {
 	c.setIdentity(proof.Identity)
 	c.untrack = c.proxy.Auth.Track(proof.Identity, func() { c.cut(cutRevoked) })
 	return c.proxy.sessions.admit(&c.lease, proof.Identity)
+}
+
+// blame records who was refused, where the credential told that much.
+func (c *call) blame(err error) {
+	if e, ok := errors.AsType[*identity.Error](err); ok && e.Identity != nil {
+		c.setIdentity(e.Identity)
+	}
 }
 
 func (c *call) setIdentity(id *identity.Identity) {

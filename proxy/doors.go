@@ -121,6 +121,7 @@ func (c *call) refuseSTS(err error, exchange bool) {
 
 // refused records a refusal at one of Sluice's own doors.
 func (c *call) refused(err error, code string, status int) {
+	c.blame(err)
 	c.event.Error = code
 	c.event.Outcome = audit.Refused
 	if status >= 500 || code == "IDPCommunicationError" {

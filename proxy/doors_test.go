@@ -91,7 +91,11 @@ func TestT10TheSameAtEveryDoor(t *testing.T) {
 			t.Errorf("revoked, by %s: %d %s", door, status, body)
 		}
 	}
-	r.events(len(doors))
+	for _, e := range r.events(len(doors)) {
+		if e.Identity.Session != "env-1" || e.Outcome != "refused" {
+			t.Errorf("the event does not tell who was revoked: %+v", e)
+		}
+	}
 }
 
 func TestExchangeAnswers(t *testing.T) {

@@ -66,7 +66,11 @@ func (c *call) send(b *Backend, body s3wire.Outbound) (*http.Response, error) {
 	_, end := c.span("credentials")
 	out, err := c.rebuild(b, body)
 	if err == nil {
-		err = b.Signer.Sign(c.ctx, out, body.SHA256, c.as())
+		as := c.as()
+		if role, e := b.Signer.Role(as); e == nil {
+			c.event.Decision.Role = role // the role it is signed as, also where policy named none
+		}
+		err = b.Signer.Sign(c.ctx, out, body.SHA256, as)
 	}
 	end(err)
 	if err != nil {

@@ -135,6 +135,9 @@ func TestMainPath(t *testing.T) {
 	if e.Identity.Session != "env-1" || e.Identity.Method != "bearer" || e.Key != "web/a b+c/ü%2F.bin" || e.Bucket != "artifacts" {
 		t.Errorf("event %+v", e)
 	}
+	if e.Decision.Role != world.RoleARN("sluice-default") {
+		t.Errorf("role %q", e.Decision.Role)
+	}
 	if want := []audit.Access{{Action: "s3:PutObject", Bucket: "artifacts", Key: e.Key, Allow: true}}; fmt.Sprint(e.Accesses) != fmt.Sprint(want) {
 		t.Errorf("accesses %v, want %v", e.Accesses, want)
 	}

@@ -22,6 +22,8 @@ type Error struct {
 	Kind    Kind
 	Message string
 	Err     error // for the operator's log and the event; may be nil
+	// Identity is who it was, of a credential that is good but for having been revoked. It MUST be let in nowhere.
+	Identity *Identity
 }
 
 func (e *Error) Error() string { return e.Message }

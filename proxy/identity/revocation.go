@@ -186,7 +186,7 @@ func (r *Revocations) Check(id *Identity) error {
 	ready, found := r.ready, r.findLocked(id)
 	r.mu.RUnlock()
 	if found != nil {
-		return &Error{Kind: Revoked, Message: found.refusal()}
+		return &Error{Kind: Revoked, Message: found.refusal(), Identity: id}
 	}
 	if !ready {
 		return &Error{Kind: Unavailable, Message: "it is not known yet what has been revoked: try again"}
