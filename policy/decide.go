@@ -259,23 +259,18 @@ func sessionPolicy(v ast.Value) (json.RawMessage, error) {
 	if err != nil {
 		return nil, err
 	}
-	if statements, err := statementsOf(doc.(map[string]any)); err != nil || len(statements) == 0 {
-		return nil, cmpErr(err, errors.New(`want a list of statements below "Statement"`))
+	if _, err := statementsOf(doc.(map[string]any)); err != nil {
+		return nil, err
 	}
 	return compactJSON(doc)
-}
-
-func cmpErr(err, other error) error {
-	if err != nil {
-		return err
-	}
-	return other
 }
 
 func statementsOf(doc map[string]any) ([]any, error) {
 	switch s := doc["Statement"].(type) {
 	case []any:
-		return s, nil
+		if len(s) > 0 {
+			return s, nil
+		}
 	case map[string]any:
 		return []any{s}, nil
 	}

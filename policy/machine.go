@@ -18,10 +18,14 @@ const maxSteps = 100_000
 
 // known is what of a program depends on the identity alone.
 type known struct {
-	program *program
-	paths   []value // by number
-	rules   []result
+	of    *token
+	paths []value // by number
+	rules []result
 }
+
+// token tells programs apart. A subject that is not heard of again must not keep an old policy, and all its data, in
+// memory, so it holds this rather than the program.
+type token struct{ _ byte }
 
 // result is the value of a rule set, once it is known.
 type result struct {
@@ -36,10 +40,10 @@ type subjectCache [2]atomic.Pointer[known]
 
 // know evaluates what depends on the identity alone.
 func (p *program) know(subject *Subject, slot int) *known {
-	if k := subject.known[slot].Load(); k != nil && k.program == p {
+	if k := subject.known[slot].Load(); k != nil && k.of == p.token {
 		return k
 	}
-	k := &known{program: p, paths: make([]value, len(p.idPaths)), rules: make([]result, len(p.order))}
+	k := &known{of: p.token, paths: make([]value, len(p.idPaths)), rules: make([]result, len(p.order))}
 	for i, path := range p.idPaths {
 		if v, err := subject.identity.Value.Find(path); err == nil {
 			k.paths[i] = valueOf(v)
@@ -87,6 +91,7 @@ type machine struct {
 	gaveUp  bool
 	steps   int
 	text    []byte
+	key     ast.Term
 	builtin topdown.BuiltinContext // for functions that know neither the time nor a limit
 }
 
@@ -326,7 +331,8 @@ func (m *machine) child(v, key value, term *ast.Term) value {
 		return value{}
 	}
 	if term == nil {
-		term = ast.NewTerm(key.ast())
+		term = &m.key // nobody keeps it
+		term.Value = key.ast()
 	}
 	switch of := v.document().(type) {
 	case ast.Object:

@@ -23,6 +23,7 @@ import (
 // Giving up must not depend on the order in which rules are tried, for OPA has its own. So where one true rule
 // would be enough, those after it that could fail are still tried.
 type program struct {
+	token    *token
 	compiler *ast.Compiler
 	data     *data
 
@@ -150,7 +151,7 @@ func newProgram(c *ast.Compiler, d *data, entry ast.Ref) (p *program) {
 			p = nil
 		}
 	}()
-	p = &program{compiler: c, data: d, rules: map[string]*ruleSet{}, maps: map[ast.Object]map[string]value{}}
+	p = &program{token: &token{}, compiler: c, data: d, rules: map[string]*ruleSet{}, maps: map[ast.Object]map[string]value{}}
 	for stage, rules := range [][]rule{
 		{ruleAllow, ruleDeny}, {ruleRole, ruleSessionPolicy, ruleLimits, ruleFilterListing}, {ruleReasons},
 	} {

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -39,7 +40,7 @@ func (e *Engine) shadowOf(ctx context.Context, q *Question, decided *Decision) (
 	}()
 	current := e.current.Load()
 	if current == nil {
-		fail(cmpErr(e.Status().Err, errNoPolicy))
+		fail(cmp.Or(e.Status().Err, errNoPolicy))
 		s.Differs = false // there is no candidate yet
 		return s
 	}
