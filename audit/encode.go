@@ -426,7 +426,7 @@ func appendValue(b []byte, v any, depth int) []byte {
 }
 
 // appendLine makes a line of a body.
-func appendLine(b []byte, seq uint64, body []byte, prev string) []byte {
+func appendLine[hash string | []byte](b []byte, seq uint64, body []byte, prev hash) []byte {
 	b = append(b, lineStart...)
 	b = strconv.AppendUint(b, seq, 10)
 	b = append(b, ',')
@@ -438,6 +438,12 @@ func appendLine(b []byte, seq uint64, body []byte, prev string) []byte {
 
 // lineHash is what the line after it carries. line has no newline.
 func lineHash(line []byte) string {
+	var h [len(noPrev)]byte
+	putLineHash(&h, line)
+	return string(h[:])
+}
+
+func putLineHash(h *[len(noPrev)]byte, line []byte) {
 	sum := sha256.Sum256(line)
-	return hex.EncodeToString(sum[:])
+	hex.Encode(h[:], sum[:])
 }

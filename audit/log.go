@@ -43,8 +43,8 @@ type Log struct {
 	journalBad atomic.Pointer[error]
 
 	// The writer's own.
-	seq   uint64 // of the last line made
-	prev  string // its hash
+	seq   uint64            // of the last line made
+	prev  [len(noPrev)]byte // its hash
 	batch batch
 }
 
@@ -80,8 +80,8 @@ func Open(ctx context.Context, c Config) (*Log, error) {
 		reopens: make(chan chan error),
 		giveUp:  make(chan struct{}),
 		done:    make(chan struct{}),
-		prev:    noPrev,
 	}
+	copy(l.prev[:], noPrev)
 	if c.Stdout {
 		l.stdout = c.StdoutWriter
 		if l.stdout == nil {
@@ -120,9 +120,10 @@ func (l *Log) openFiles(ctx context.Context) (err error) {
 			journal.close(false)
 		}
 	}()
-	l.file, l.journal, l.seq, l.prev = f, journal, end.seq, end.hash
-	if end.seq == 0 {
-		l.prev = noPrev
+	l.file, l.journal = f, journal
+	if end.seq != 0 {
+		l.seq = end.seq
+		copy(l.prev[:], end.hash)
 	}
 	if c.SigningKeyFile != "" {
 		if l.checkpoints, err = openCheckpoints(c.File.Path+checkpointsSuffix, c.SigningKeyFile, end, c.Logger); err != nil {

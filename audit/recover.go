@@ -29,8 +29,8 @@ func (l *Log) recover(ctx context.Context, left []entry, durable bool) error {
 		}
 		start := len(lines)
 		l.seq++
-		lines = appendLine(lines, l.seq, e.body, l.prev)
-		l.prev = lineHash(lines[start : len(lines)-1])
+		lines = appendLine(lines, l.seq, e.body, l.prev[:])
+		putLineHash(&l.prev, lines[start:len(lines)-1])
 		n++
 	}
 	for len(lines) > 0 {

@@ -255,7 +255,7 @@ func (s *shipper) run() {
 		if n > 0 {
 			unsaved = b.cursors[n-1]
 			b.messages, b.cursors, b.events = b.messages[n:], b.cursors[n:], b.events[n:]
-			s.progress(n, unsaved.Seq, &b)
+			s.progress(n, unsaved.Seq, &b, err)
 			if time.Since(lastSave) > 200*time.Millisecond {
 				save()
 			}
@@ -263,7 +263,6 @@ func (s *shipper) run() {
 		if err == nil {
 			backoff = 0
 			limit = min(2*limit, shipEvents)
-			s.recovered()
 			continue
 		}
 		s.failed(err)
@@ -392,13 +391,17 @@ func (s *shipper) lose() {
 	s.mu.Unlock()
 }
 
-func (s *shipper) progress(n int, seq uint64, b *shipBatch) {
+func (s *shipper) progress(n int, seq uint64, b *shipBatch, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.now.Shipped += uint64(n)
 	s.now.LastSeq = seq
 	if s.head = (time.Time{}); len(b.events) > 0 {
 		s.head = b.events[0].Time
+	}
+	if err == nil && s.now.Err != nil {
+		s.logger.Info("audit: events are sent again", "ship", s.name)
+		s.now.Err = nil
 	}
 }
 
@@ -410,13 +413,4 @@ func (s *shipper) failed(err error) {
 	}
 	s.now.Failures++
 	s.now.Err = err
-}
-
-func (s *shipper) recovered() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.now.Err != nil {
-		s.logger.Info("audit: events are sent again", "ship", s.name)
-		s.now.Err = nil
-	}
 }

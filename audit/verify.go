@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
-	"crypto/sha256"
 	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -355,8 +353,7 @@ func (s *segment) check(marks []checkpointAt) {
 			s.bad = true
 			return
 		}
-		sum := sha256.Sum256(line)
-		hex.Encode(hash[:], sum[:])
+		putLineHash(&hash, line)
 		for len(next) > 0 && next[0].Seq <= seq {
 			if next[0].Seq == seq && next[0].Hash != string(hash[:]) && s.badMark == nil {
 				s.badMark = &next[0]

@@ -150,8 +150,8 @@ func (l *Log) fillBatch() bool {
 	for _, s := range b.slots {
 		start := len(b.lines)
 		l.seq++
-		b.lines = appendLine(b.lines, l.seq, s.body(), l.prev)
-		l.prev = lineHash(b.lines[start : len(b.lines)-1])
+		b.lines = appendLine(b.lines, l.seq, s.body(), l.prev[:])
+		putLineHash(&l.prev, b.lines[start:len(b.lines)-1])
 	}
 	return more
 }
