@@ -48,8 +48,6 @@ func (r *request) read() (status int, err error) {
 		return http.StatusRequestHeaderFieldsTooLarge, err
 	case errors.Is(err, errMalformed):
 		return http.StatusBadRequest, err
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return http.StatusRequestTimeout, err
 	default:
 		return 0, err
 	}
@@ -96,7 +94,7 @@ func (r *request) parse(head string) (status int, err error) {
 	}
 	f, err := frame(r.header)
 	if err != nil {
-		if encodings := r.header["Transfer-Encoding"]; len(encodings) == 1 && !strings.EqualFold(encodings[0], "chunked") {
+		if encodings := r.header["Transfer-Encoding"]; len(encodings) > 1 || len(encodings) == 1 && !strings.EqualFold(encodings[0], "chunked") {
 			return http.StatusNotImplemented, err
 		}
 		return http.StatusBadRequest, err

@@ -146,6 +146,11 @@ func (t *Transport) dial(ctx context.Context, host string) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		// A connection is closed after its last answer, or to break an upload off: then by a reset. There are backends
+		// (those on fasthttp, versitygw is one) that take the end of the stream for the end of the object.
+		_ = tcp.SetLinger(0)
+	}
 	l := &link{transport: t, host: host, conn: conn, stream: newStream(conn)}
 	l.in.init(conn)
 	return l, nil
