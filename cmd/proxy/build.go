@@ -165,11 +165,21 @@ func (b *Backend) url() (*url.URL, error) {
 
 func isAddress(host string) bool { return net.ParseIP(host) != nil }
 
+// dialBackend connects so that closing is a reset: a connection is closed after its last answer, or to break an upload
+// off, and there are backends that take the end of the stream for the end of the object (http1 does the same).
+func dialBackend(ctx context.Context, network, address string) (net.Conn, error) {
+	c, err := (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext(ctx, network, address)
+	if tcp, ok := c.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0)
+	}
+	return c, err
+}
+
 // transport keeps many connections to the one host there is. It has no whole-request timeout: the proxy cuts what
 // stands still.
 func (b *Backend) transport(limits Limits) (*http.Transport, error) {
 	t := &http.Transport{
-		DialContext:            (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		DialContext:            dialBackend,
 		TLSHandshakeTimeout:    10 * time.Second,
 		MaxIdleConns:           0,
 		MaxIdleConnsPerHost:    limits.MaxInFlight,

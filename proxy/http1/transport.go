@@ -44,6 +44,7 @@ type link struct {
 	host      string
 	conn      net.Conn
 	stream    *stream
+	asker     asker
 	in        reader
 	out       []byte
 	reused    bool
@@ -63,6 +64,16 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	ctx := r.Context()
+	var small []byte
+	expect := hasBody(r) && hasToken(r.Header["Expect"], "100-continue")
+	if hasBody(r) && !expect && r.ContentLength <= smallBody {
+		buf := copyBuffers.Get().(*[]byte)
+		defer copyBuffers.Put(buf)
+		small = (*buf)[:r.ContentLength]
+		if err := readBody(r, small); err != nil {
+			return nil, err
+		}
+	}
 	for {
 		l, err := t.get(ctx, r.URL.Host)
 		if err != nil {
@@ -70,13 +81,13 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 		reused := l.reused
-		answer, untouched, err := l.exchange(ctx, r)
+		answer, untouched, err := l.exchange(ctx, r, small, expect)
 		if err == nil {
 			return answer, nil
 		}
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
-		} else if reused && untouched && replayable(r) {
+		} else if err == errStale || reused && untouched && replayable(r) {
 			continue // the backend hung up as we wrote: every such try uses an idle connection up
 		}
 		closeBody(r)
@@ -124,8 +135,7 @@ func (t *Transport) get(ctx context.Context, host string) (*link, error) {
 		t.idle[host] = stack[:len(stack)-1]
 		t.count--
 		t.mu.Unlock()
-		// Bytes that nobody asked for would be taken for the answer to what is asked now.
-		if l.since.After(oldest) && l.stream != nil && l.stream.quiet() {
+		if l.since.After(oldest) {
 			l.reused = true
 			return l, nil
 		}
@@ -153,6 +163,9 @@ func (t *Transport) dial(ctx context.Context, host string) (*link, error) {
 	}
 	l := &link{transport: t, host: host, conn: conn, stream: newStream(conn)}
 	l.in.init(conn)
+	if l.stream != nil {
+		l.asker.init(l.stream)
+	}
 	return l, nil
 }
 
@@ -235,7 +248,7 @@ const smallBody = 16 << 10
 
 // exchange sends the request and reads the answer's head. untouched tells, beside an error, that no byte of an answer
 // had come and none of the body was read.
-func (l *link) exchange(ctx context.Context, r *http.Request) (_ *http.Response, untouched bool, err error) {
+func (l *link) exchange(ctx context.Context, r *http.Request, small []byte, expect bool) (_ *http.Response, untouched bool, err error) {
 	e := &exchange{link: l}
 	e.release = context.AfterFunc(ctx, func() { l.conn.Close() })
 	defer func() {
@@ -247,17 +260,17 @@ func (l *link) exchange(ctx context.Context, r *http.Request) (_ *http.Response,
 	if l.out, err = appendRequest(l.out[:0], r); err != nil {
 		return nil, false, err
 	}
-	body := hasBody(r)
-	expect := body && hasToken(r.Header["Expect"], "100-continue")
-	untouched = true
-	if body && !expect && r.ContentLength <= smallBody {
-		untouched = false
-		if err := l.appendBody(r); err != nil {
-			return nil, false, err
-		}
-		body = false
+	l.out = append(l.out, small...)
+	body := hasBody(r) && small == nil
+	untouched = small == nil
+	// Bytes that nobody asked for would be taken for the answer to what is asked now.
+	if l.reused && body && !l.stream.quiet() {
+		return nil, true, errStale
 	}
-	if _, err := l.conn.Write(l.out); err != nil {
+	if err := l.write(!body); err != nil {
+		if err == errStale {
+			return nil, true, err
+		}
 		// An answer may have come all the same, and tell why; but not on a connection that was closed before.
 		if l.reused && untouched {
 			return nil, true, err
@@ -300,6 +313,25 @@ func (l *link) exchange(ctx context.Context, r *http.Request) (_ *http.Response,
 	return answer, false, nil
 }
 
+// write sends what is in out. Where that is the whole request it also waits for the answer to begin.
+func (l *link) write(whole bool) error {
+	out := l.out
+	if whole && l.stream != nil && l.in.buffered() == 0 {
+		l.in.r, l.in.w = 0, 0
+		n, read, asked, err := l.asker.ask(out, l.in.buf, l.reused)
+		if asked {
+			l.in.w = read
+			return nil // an error shows when the answer is read
+		}
+		if err != nil {
+			return err
+		}
+		out = out[n:]
+	}
+	_, err := l.conn.Write(out)
+	return err
+}
+
 // appendRequest writes a head. https://www.rfc-editor.org/rfc/rfc9112#section-3
 func appendRequest(b []byte, r *http.Request) ([]byte, error) {
 	target := r.URL.RequestURI()
@@ -340,16 +372,11 @@ func appendRequest(b []byte, r *http.Request) ([]byte, error) {
 	return append(b, "\r\n"...), nil
 }
 
-// appendBody reads a small body whole, and holds it to its length.
-func (l *link) appendBody(r *http.Request) error {
+// readBody reads a small body whole, and holds it to its length. It does so before there is a connection: a client that
+// sends a byte a minute takes up none of the backend's.
+func readBody(r *http.Request, into []byte) error {
 	defer closeBody(r)
-	head := len(l.out)
-	need := head + int(r.ContentLength)
-	if cap(l.out) < need {
-		l.out = append(make([]byte, 0, need), l.out...)
-	}
-	l.out = l.out[:need]
-	if n, err := io.ReadFull(r.Body, l.out[head:]); err != nil {
+	if n, err := io.ReadFull(r.Body, into); err != nil {
 		if err == io.EOF || err == io.ErrUnexpectedEOF {
 			err = fmt.Errorf("the body ends after %d bytes of %d: %w", n, r.ContentLength, io.ErrUnexpectedEOF)
 		}

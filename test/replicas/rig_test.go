@@ -1,0 +1,305 @@
+// Package replicas runs the built proxy several times, as an installation does: behind HAProxy, with a NATS cluster
+// that keeps what they share.
+package replicas
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials/stscreds"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
+	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/sluice-s3/sluice/audit"
+	"github.com/sluice-s3/sluice/examples/world"
+)
+
+func TestMain(m *testing.M) {
+	world.Main()
+	os.Unsetenv("AWS_CA_BUNDLE") // it breaks SDK clients that are given an HTTP client
+	os.Exit(m.Run())
+}
+
+// fleet is replicas of the proxy in one world, that share a store and the session keys.
+type fleet struct {
+	*world.World
+	t       *testing.T
+	nats    []*natsNode
+	proxies []*world.Proxy
+	configs []string
+}
+
+const policyText = `package s3.authz
+allow if startswith(input.key, concat("", [input.identity.attributes.project, "/"]))
+`
+
+func newFleet(t *testing.T, replicas, nodes int, set map[string]any) *fleet {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	w, err := world.Start(ctx, world.Options{Buckets: []string{"artifacts"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.Stop() })
+	f := &fleet{World: w, t: t, nats: startNATS(t, nodes)}
+	policy, shared := t.TempDir(), t.TempDir()
+	if err := os.WriteFile(filepath.Join(policy, "authz.rego"), []byte(policyText), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.ProxyConfig(world.ProxyOptions{Dir: shared}); err != nil { // makes the keys
+		t.Fatal(err)
+	}
+	var servers []string
+	for _, n := range f.nats {
+		servers = append(servers, fmt.Sprintf("nats://127.0.0.1:%d", n.options.Port))
+	}
+	for range replicas {
+		o := world.ProxyOptions{PolicyDir: policy, Set: map[string]any{
+			"sessions.key_file": filepath.Join(shared, "session.keys"),
+			"revocation.store":  strings.Join(servers, ","),
+		}}
+		for path, value := range set {
+			o.Set[path] = value
+		}
+		config, err := w.ProxyConfig(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.configs = append(f.configs, config)
+		f.proxies = append(f.proxies, nil)
+	}
+	for i := range f.proxies {
+		f.start(i)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			for i, p := range f.proxies {
+				t.Logf("replica %d logged:\n%.4000s", i, p.Log())
+			}
+		}
+	})
+	f.shared()
+	return f
+}
+
+// start starts a replica, again where it ran before: with its address and its audit log.
+func (f *fleet) start(i int) {
+	f.t.Helper()
+	p, err := f.StartProxy(context.Background(), f.configs[i])
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.proxies[i] = p
+}
+
+// shared waits until all replicas share their revocations.
+func (f *fleet) shared() {
+	f.t.Helper()
+	for i, p := range f.proxies {
+		f.until(30*time.Second, fmt.Sprintf("replica %d shares", i), func() bool {
+			status, body := f.ask("GET", p.AdminURL+"/readyz", nil)
+			return status == 200 && !strings.Contains(body, "not connected") && strings.Contains(body, `"revocations":{"ok":true}`)
+		})
+	}
+}
+
+func (f *fleet) until(patience time.Duration, what string, ok func() bool) {
+	f.t.Helper()
+	for deadline := time.Now().Add(patience); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			f.t.Fatalf("not within %v: %s", patience, what)
+		}
+	}
+}
+
+// ask sends a request with a JSON body, and returns status 0 where nobody answers.
+func (f *fleet) ask(method, url string, body any) (int, string) {
+	f.t.Helper()
+	var reader io.Reader
+	if body != nil {
+		data, err := json.Marshal(body)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		reader = bytes.NewReader(data)
+	}
+	request, err := http.NewRequest(method, url, reader)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer answer.Body.Close()
+	text, _ := io.ReadAll(answer.Body)
+	return answer.StatusCode, string(text)
+}
+
+// revoke revokes at one replica.
+func (f *fleet) revoke(i int, what map[string]any) {
+	f.t.Helper()
+	what["issuer"] = f.Issuer.URL()
+	if status, body := f.ask("POST", f.proxies[i].AdminURL+"/revocations", what); status != 201 && status != 202 {
+		f.t.Fatalf("%d %s", status, body)
+	}
+}
+
+func (f *fleet) workspace(session string) string { return f.Workspace(session, "web", "dev@acme.com") }
+
+// session exchanges a workspace's token at an endpoint, as the SDKs do.
+func (f *fleet) session(endpoint, token string) aws.CredentialsProvider {
+	client := sts.New(sts.Options{BaseEndpoint: &endpoint, Region: f.Region, HTTPClient: http.DefaultClient})
+	return aws.NewCredentialsCache(stscreds.NewWebIdentityRoleProvider(client, world.RoleARN("any"), tokenText(token)))
+}
+
+type tokenText string
+
+func (t tokenText) GetIdentityToken() ([]byte, error) { return []byte(t), nil }
+
+func (f *fleet) client(endpoint string, credentials aws.CredentialsProvider, options ...func(*s3.Options)) *s3.Client {
+	return s3.New(s3.Options{
+		Region: f.Region, BaseEndpoint: &endpoint, UsePathStyle: true, Credentials: credentials, HTTPClient: http.DefaultClient,
+		RequestChecksumCalculation: aws.RequestChecksumCalculationWhenSupported, ResponseChecksumValidation: aws.ResponseChecksumValidationWhenSupported,
+	}, options...)
+}
+
+// store puts an object straight at the backend.
+func (f *fleet) store(key string, content []byte) {
+	f.t.Helper()
+	if _, err := f.S3Client().PutObject(context.Background(), &s3.PutObjectInput{Bucket: aws.String("artifacts"), Key: &key, Body: bytes.NewReader(content)}); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// stored tells whether the backend has an object.
+func (f *fleet) stored(key string) bool {
+	_, err := f.S3Client().HeadObject(context.Background(), &s3.HeadObjectInput{Bucket: aws.String("artifacts"), Key: &key})
+	return err == nil
+}
+
+// bearer is a request with a workspace's token.
+func (f *fleet) bearer(method, endpoint, key, token string, body io.Reader, length int64) *http.Request {
+	f.t.Helper()
+	request, err := http.NewRequest(method, endpoint+"/artifacts/"+key, body)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	request.ContentLength = length
+	request.Header.Set("Authorization", "Bearer "+token)
+	return request
+}
+
+// status is what a request is answered with, 0 where it is not.
+func status(request *http.Request) int {
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return 0
+	}
+	io.Copy(io.Discard, answer.Body)
+	answer.Body.Close()
+	return answer.StatusCode
+}
+
+// events are a replica's, by key.
+func (f *fleet) eventsOf(i int, key string) (found []audit.Event) {
+	f.t.Helper()
+	events, err := f.proxies[i].Events()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	for _, e := range events {
+		if e.Key == key {
+			found = append(found, e)
+		}
+	}
+	return found
+}
+
+// natsNode is a NATS server in this process, that can be stopped and started.
+type natsNode struct {
+	options server.Options
+	running *server.Server
+}
+
+// startNATS starts a server, or a cluster of them.
+func startNATS(t *testing.T, n int) []*natsNode {
+	t.Helper()
+	nodes := make([]*natsNode, n)
+	var routes []string
+	for i := range nodes {
+		nodes[i] = &natsNode{options: server.Options{
+			ServerName: fmt.Sprintf("n%d", i), Host: "127.0.0.1", Port: freePort(t), JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true,
+		}}
+		if n > 1 {
+			nodes[i].options.Cluster = server.ClusterOpts{Name: "sluice", Host: "127.0.0.1", Port: freePort(t)}
+			routes = append(routes, fmt.Sprintf("nats://127.0.0.1:%d", nodes[i].options.Cluster.Port))
+		}
+	}
+	for _, node := range nodes {
+		if n > 1 {
+			node.options.Routes = server.RoutesFromStr(strings.Join(routes, ","))
+		}
+		if err := node.start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(node.stop)
+	}
+	for _, node := range nodes {
+		if !node.running.ReadyForConnections(20 * time.Second) {
+			t.Fatal("the NATS server does not start")
+		}
+	}
+	for deadline := time.Now().Add(30 * time.Second); n > 1; time.Sleep(20 * time.Millisecond) {
+		leaders := 0
+		for _, node := range nodes {
+			if node.running.JetStreamIsLeader() {
+				leaders++
+			}
+		}
+		if leaders == 1 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the NATS cluster has no leader")
+		}
+	}
+	return nodes
+}
+
+func (n *natsNode) start() (err error) {
+	options := n.options
+	if n.running, err = server.NewServer(&options); err != nil {
+		return err
+	}
+	n.running.Start()
+	return nil
+}
+
+func (n *natsNode) stop() {
+	n.running.Shutdown()
+	n.running.WaitForShutdown()
+}
+
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
