@@ -1,0 +1,24 @@
+# Each project may do everything below its own prefix of the bucket "artifacts", list it, and ask whether and where the bucket is.
+package s3.authz
+
+allow if {
+	input.bucket == "artifacts"
+	startswith(input.key, own)
+}
+
+allow if {
+	input.action in {"s3:ListBucket", "s3:ListBucketVersions", "s3:ListBucketMultipartUploads"}
+	input.bucket == "artifacts"
+	startswith(input.prefix, own)
+}
+
+allow if {
+	input.operation in {"HeadBucket", "GetBucketLocation", "GetBucketVersioning", "GetObjectLockConfiguration"}
+	input.bucket == "artifacts"
+}
+
+allow if input.action == "s3:ListAllMyBuckets"
+
+own := concat("", [input.identity.attributes.project, "/"])
+
+reasons contains sprintf("project %s works below %s", [input.identity.attributes.project, own]) if not allow
