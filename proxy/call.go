@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -49,6 +50,8 @@ type call struct {
 	bytesIn   atomic.Int64
 	progress  atomic.Int64 // bumped by every read and write
 	cutBy     atomic.Int32 // why the exchange was cut; see cut
+	ending    sync.Mutex   // guards ended
+	ended     bool         // the connection may be another request's by now
 	firstByte time.Time    // of the backend's answer
 }
 
@@ -97,6 +100,9 @@ func (c *call) finish() {
 		}
 	}
 	c.watchdog.Stop()
+	c.ending.Lock()
+	c.ended = true
+	c.ending.Unlock()
 	c.cancel()
 	if c.untrack != nil {
 		c.untrack()
@@ -318,8 +324,11 @@ func (c *call) watch() {
 }
 
 // cut ends the exchange at once: the backend sees its request broken off, and reads from the client return.
+// It may be called late: the watchdog and a revocation do not wait for the handler.
 func (c *call) cut(why int32) {
-	if !c.cutBy.CompareAndSwap(cutNot, why) {
+	c.ending.Lock()
+	defer c.ending.Unlock()
+	if c.ended || !c.cutBy.CompareAndSwap(cutNot, why) {
 		return
 	}
 	c.cancel()
