@@ -11,6 +11,7 @@ var (
 	errNoSplice = errors.New("not spliceable")
 	errLost     = errors.New("bytes of the body were lost on their way")
 	errStopped  = errors.New("stopped by the caller")
+	errStale    = errors.New("the connection is closed, or has bytes that nobody asked for")
 )
 
 // stream is a plain TCP connection that the kernel can move bytes to and from.

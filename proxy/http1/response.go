@@ -206,9 +206,6 @@ func (w *response) Write(p []byte) (int, error) {
 		if w.chunked {
 			w.out = append(w.out, "\r\n"...)
 		}
-		if w.length >= 0 && w.sent == w.length {
-			return len(p), w.flush() // the last byte need not wait for the handler's end
-		}
 		return len(p), nil
 	}
 	if err := w.send(p); err != nil {
@@ -304,7 +301,11 @@ func (w *response) SetWriteDeadline(t time.Time) error {
 	return w.conn.rwc.SetWriteDeadline(t)
 }
 
-// finish sends what is left, and tells whether the answer is what it said.
+// pending tells whether something is left to be sent: see conn.await.
+func (w *response) pending() bool { return len(w.out) > 0 && w.failure == nil }
+
+// finish ends the answer, and tells whether it is what it said. What is small is sent when the next request is waited
+// for, and not before.
 func (w *response) finish() bool {
 	if w.status == 0 {
 		w.WriteHeader(http.StatusOK)
@@ -315,8 +316,11 @@ func (w *response) finish() bool {
 	if w.chunked {
 		w.out = append(w.out, "0\r\n\r\n"...)
 	}
-	err := w.flush()
-	return err == nil && (w.nobody || w.length < 0 || w.sent == w.length)
+	complete := w.nobody || w.length < 0 || w.sent == w.length
+	if !complete || w.closing || w.conn.plain == nil || w.conn.in.buffered() > 0 || w.conn.request.deadlineSet.Load() || !w.conn.request.body.done {
+		_ = w.flush()
+	}
+	return complete && w.failure == nil
 }
 
 func (w *response) direct(n int64) (*stream, error) {

@@ -192,6 +192,7 @@ type conn struct {
 	ctx      context.Context
 	cancel   context.CancelFunc
 
+	asker    asker
 	in       reader
 	request  request
 	response response
@@ -257,6 +258,10 @@ func (s *Server) serve(accepted net.Conn) {
 	}
 	c.remote = c.rwc.RemoteAddr().String()
 	c.in.init(c.rwc)
+	if c.plain != nil {
+		c.asker.init(c.plain)
+		c.asker.sent = func() { c.state.Store(connIdle) }
+	}
 	c.request.init(c)
 	c.response.init(c)
 	for c.one() {
@@ -338,6 +343,12 @@ func (c *conn) await() bool {
 				c.rwc.SetReadDeadline(c.idleTill)
 			}
 		}
+		if c.response.pending() && c.plain != nil {
+			if !c.answerAndAwait() {
+				return false
+			}
+			return c.state.CompareAndSwap(connIdle, connActive)
+		}
 		c.state.Store(connIdle)
 		select {
 		case <-c.server.ended:
@@ -352,6 +363,24 @@ func (c *conn) await() bool {
 		}
 	}
 	return true
+}
+
+// answerAndAwait sends the end of an answer and waits for the next request.
+func (c *conn) answerAndAwait() bool {
+	w := &c.response
+	c.in.r, c.in.w = 0, 0
+	n, read, asked, err := c.asker.ask(w.out, c.in.buf, false)
+	if !asked {
+		w.out = w.out[n:]
+		if err != nil || w.flush() != nil {
+			return false
+		}
+		c.state.Store(connIdle)
+		return c.in.fill() == nil
+	}
+	w.out = w.out[:0]
+	c.in.w = read
+	return err == nil
 }
 
 // deadline sets the one deadline for reads that there is; the idle one is to be set again.
@@ -394,6 +423,9 @@ func (c *conn) handle() (again bool) {
 	case !complete || c.ctx.Err() != nil:
 		return false
 	case c.response.closing || rest != bodyRead:
+		if c.response.flush() != nil {
+			return false
+		}
 		if rest == bodyLeft || c.in.buffered() > 0 {
 			c.linger()
 		}

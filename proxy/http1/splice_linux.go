@@ -125,3 +125,67 @@ func (s *stream) gone() bool {
 	})
 	return err != nil || gone
 }
+
+// asker writes a message and waits for the first bytes of what comes back, in one go: the connection is not read
+// before there is anything to read, and the look whether it was quiet costs no lock. It is made once a connection.
+type asker struct {
+	stream *stream
+	step   func(uintptr) bool
+
+	out     []byte
+	buf     []byte
+	check   bool   // that nothing has come before
+	sent    func() // called once all is written
+	written int
+	read    int
+	asked   bool
+	err     error
+}
+
+func (a *asker) init(s *stream) {
+	a.stream = s
+	a.step = func(fd uintptr) bool {
+		if !a.asked {
+			if a.check {
+				var b [1]byte
+				if _, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT); err != unix.EAGAIN {
+					a.err = errStale
+					return true
+				}
+			}
+			a.written, a.err = retry(func() (int64, error) { n, err := unix.Write(int(fd), a.out); return int64(n), err })
+			if a.err == unix.EAGAIN {
+				a.written, a.err = 0, nil
+			}
+			if a.err != nil || a.written < len(a.out) {
+				return true // the rest goes the usual way
+			}
+			a.asked = true
+			if a.sent != nil {
+				a.sent()
+			}
+			return false // what comes back cannot be here yet
+		}
+		a.read, a.err = retry(func() (int64, error) { n, err := unix.Read(int(fd), a.buf); return int64(n), err })
+		if a.err == unix.EAGAIN {
+			a.read, a.err = 0, nil
+			return false
+		}
+		return true
+	}
+}
+
+// ask writes out, and reads into buf once something comes. Where not all of out was written nothing is read. err is
+// io.EOF where the connection ended. asked tells whether all of out is written.
+func (a *asker) ask(out, buf []byte, check bool) (written, read int, asked bool, err error) {
+	a.out, a.buf, a.check = out, buf, check
+	a.written, a.read, a.asked, a.err = 0, 0, false, nil
+	if err := a.stream.raw.Read(a.step); err != nil {
+		return max(a.written, 0), 0, a.asked, err
+	}
+	a.out, a.buf = nil, nil
+	if a.asked && a.read == 0 && a.err == nil {
+		a.err = io.EOF
+	}
+	return max(a.written, 0), max(a.read, 0), a.asked, a.err
+}

@@ -32,3 +32,25 @@ func (s *stream) gone() bool {
 	n, err := s.peek()
 	return n == 0 && err != syscall.EAGAIN
 }
+
+// asker writes a message and waits for the first bytes of what comes back.
+type asker struct {
+	stream *stream
+	sent   func()
+}
+
+func (a *asker) init(s *stream) { a.stream = s }
+
+func (a *asker) ask(out, buf []byte, check bool) (written, read int, asked bool, err error) {
+	if check && !a.stream.quiet() {
+		return 0, 0, false, errStale
+	}
+	if written, err = a.stream.tcp.Write(out); err != nil {
+		return written, 0, false, err
+	}
+	if a.sent != nil {
+		a.sent()
+	}
+	read, err = a.stream.tcp.Read(buf)
+	return written, read, true, err
+}
