@@ -1,12 +1,14 @@
 package proxy
 
 import (
+	"errors"
 	"io"
 	"log/slog"
 	"mime"
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/proxy/identity"
@@ -21,6 +23,9 @@ func (p *Proxy) ownDoor(r *http.Request) func(*call) {
 	own := strings.HasPrefix(path, "/-/") || path == "/-"
 	if !own && !(r.Method == http.MethodPost && path == "/" && isForm(r)) {
 		return nil
+	}
+	if r.RequestURI != "" && r.RequestURI[0] != '/' {
+		return nil // the parser refuses whole URLs, here as everywhere
 	}
 	if bucket, err := p.addressing.HostBucket(r.Host); err != nil || bucket != "" {
 		return nil // the parser refuses the first, and the second is a bucket's
@@ -43,8 +48,13 @@ func isForm(r *http.Request) bool {
 	return kind == "application/x-www-form-urlencoded"
 }
 
-// maxForm bounds the bodies of Sluice's own doors: a token is at most 16 KiB.
-const maxForm = 64 << 10
+// maxForm bounds the bodies of Sluice's own doors: a token is at most 16 KiB. They are read before anybody has shown who
+// he is, so maxFormTime bounds all of the reading too: a byte now and then would keep one of the places that every
+// request needs (limits.max_in_flight) for as long as one likes.
+const (
+	maxForm     = 64 << 10
+	maxFormTime = 10 * time.Second
+)
 
 // sts answers AssumeRoleWithWebIdentity and GetCallerIdentity.
 func (c *call) sts() {
@@ -102,6 +112,8 @@ func (c *call) exchange(token string, request identity.IssueRequest) (*identity.
 }
 
 func (c *call) readForm() ([]byte, error) {
+	late := time.AfterFunc(min(maxFormTime, c.proxy.Limits.IdleTimeout), func() { c.cut(cutIdle) })
+	defer late.Stop()
 	body, err := io.ReadAll(io.LimitReader(&clientBody{c}, maxForm+1))
 	if err != nil {
 		return nil, err
@@ -128,7 +140,7 @@ func (c *call) refused(err error, code string, status int) {
 		c.event.Outcome = audit.Failed
 		c.proxy.Log.Warn("exchange failed", slog.String("id", c.event.ID), slog.String("code", code), slog.Any("error", cause(err)))
 	}
-	if c.in.Context().Err() != nil {
+	if _, gone := errors.AsType[*clientGone](err); gone || c.in.Context().Err() != nil {
 		c.event.Outcome = audit.Aborted
 	}
 }

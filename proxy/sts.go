@@ -144,6 +144,12 @@ func stsErrorOf(err error, exchange bool) *stsError {
 	if e, ok := errors.AsType[*stsError](err); ok {
 		return e
 	}
+	if _, ok := errors.AsType[*clientGone](err); ok {
+		return &stsError{"RequestTimeout", "the form did not come whole, or not in time"}
+	}
+	if _, ok := errors.AsType[*unrecorded](err); ok {
+		return &stsError{"ServiceUnavailable", "the request cannot be recorded at the moment, so it was not served; retry soon"}
+	}
 	e, ok := errors.AsType[*identity.Error](err)
 	if !ok {
 		return &stsError{"InternalFailure", "the proxy failed on this request; its operator can find it by the request id"}
