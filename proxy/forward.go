@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 
@@ -262,7 +263,24 @@ func copyHeader(to, from http.Header) {
 		}
 		to[name] = values
 	}
+	if e := to["Content-Encoding"]; len(e) > 0 && strings.Contains(strings.ToLower(e[0]), "aws-chunked") {
+		dropFraming(to)
+	}
 	lowerMetadata(to)
+}
+
+// dropFraming takes aws-chunked out of an answer's Content-Encoding. It is how an upload came, and S3 keeps the rest alone;
+// versitygw and others keep it, too, and browsers and some clients do not read an object with an encoding that they do not know.
+func dropFraming(h http.Header) {
+	codings := slices.DeleteFunc(strings.Split(strings.Join(h["Content-Encoding"], ","), ","), func(c string) bool {
+		c = strings.TrimSpace(c)
+		return c == "" || strings.EqualFold(c, "aws-chunked")
+	})
+	if len(codings) == 0 {
+		h.Del("Content-Encoding")
+		return
+	}
+	h["Content-Encoding"] = []string{strings.TrimSpace(strings.Join(codings, ","))}
 }
 
 // lowerMetadata writes the names of user metadata in lower case, both ways. They have no case in S3, which answers so;
