@@ -38,6 +38,7 @@ func (cmd serveCommand) Run() error {
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
 	defer signal.Stop(signals)
 
+	reserve()
 	s, err := start(cmd.Config, c)
 	if err != nil {
 		return err
