@@ -140,6 +140,10 @@ func (f *fleet) ask(method, url string, body any) (int, string) {
 	if err != nil {
 		f.t.Fatal(err)
 	}
+	return f.answer(request)
+}
+
+func (f *fleet) answer(request *http.Request) (int, string) {
 	answer, err := http.DefaultClient.Do(request)
 	if err != nil {
 		return 0, err.Error()
