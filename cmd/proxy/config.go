@@ -167,7 +167,7 @@ func parseConfig(text []byte, env func(string) (string, bool)) (*Config, []Probl
 
 	c := &Config{}
 	decoder, err := mapstructure.NewDecoder(&mapstructure.DecoderConfig{
-		Result: c, TagName: "yaml",
+		Result: c, TagName: "yaml", Squash: true, // embedded structs' keys stand beside their holder's
 		MatchName: func(key, field string) bool { return key == field },
 		DecodeHook: mapstructure.ComposeDecodeHookFunc(
 			durations, mapstructure.TextUnmarshallerHookFunc(),
@@ -212,17 +212,24 @@ func unknownKeys(value any, to reflect.Type, path string, report func(path, text
 			return // its keys are the user's
 		}
 		fields := map[string]reflect.Type{}
-		for field := range to.Fields() {
-			if name, _, _ := strings.Cut(field.Tag.Get("yaml"), ","); name != "" && name != "-" {
-				fields[name] = field.Type
-			}
-		}
+		keysOf(to, fields)
 		for key, below := range v {
 			if field, ok := fields[key]; ok {
 				unknownKeys(below, field, join(path, key), report)
 			} else {
 				report(join(path, key), "unknown key; docs/configuration.md lists the keys there are")
 			}
+		}
+	}
+}
+
+// keysOf collects the keys that a struct takes, those of the structs embedded in it too.
+func keysOf(to reflect.Type, fields map[string]reflect.Type) {
+	for field := range to.Fields() {
+		if field.Anonymous {
+			keysOf(field.Type, fields)
+		} else if name, _, _ := strings.Cut(field.Tag.Get("yaml"), ","); name != "" && name != "-" {
+			fields[name] = field.Type
 		}
 	}
 }
