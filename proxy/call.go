@@ -27,7 +27,8 @@ import (
 type call struct {
 	proxy  *Proxy
 	in     *http.Request
-	out    *response // to the client
+	out    *response // to the client: answer
+	answer response
 	record *audit.Record
 	event  *audit.Event
 	start  time.Time
@@ -67,13 +68,14 @@ func newCall(p *Proxy, w http.ResponseWriter, r *http.Request, record *audit.Rec
 	c := &call{
 		proxy:  p,
 		in:     r,
-		out:    &response{ResponseWriter: w},
+		answer: response{ResponseWriter: w},
 		record: record,
 		event:  &record.Event,
 		start:  start,
 		ctx:    ctx,
 		cancel: cancel,
 	}
+	c.out = &c.answer
 	c.event.Host = r.Host
 	c.event.UserAgent = r.UserAgent()
 	c.event.SourceIP = p.sourceIP(r)

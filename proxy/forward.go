@@ -117,7 +117,10 @@ func (c *call) roundTrip(b *Backend, out *http.Request) (*http.Response, error) 
 		return nil, err
 	}
 	ctx, end := c.span("backend")
-	answer, err := b.Transport.RoundTrip(out.WithContext(ctx))
+	if ctx != out.Context() {
+		out = out.WithContext(ctx)
+	}
+	answer, err := b.Transport.RoundTrip(out)
 	if err != nil {
 		err = c.sendError(b, err)
 		end(err)

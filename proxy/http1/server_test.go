@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -104,8 +105,8 @@ func TestRequests(t *testing.T) {
 
 // What net/http lets pass and we do not: someone before us may have read it in another way.
 func TestAmbiguousRequests(t *testing.T) {
-	served := false
-	address := serve(t, func(w http.ResponseWriter, r *http.Request) { served = true })
+	var served atomic.Bool
+	address := serve(t, func(w http.ResponseWriter, r *http.Request) { served.Store(true) })
 	for name, text := range map[string]string{
 		"length and chunks": "PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 		"same length twice": "PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
@@ -121,10 +122,10 @@ func TestAmbiguousRequests(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			answers := converse(t, address, text)
-			if served || len(answers) != 1 || !strings.HasPrefix(answers[0], "4") || !strings.Contains(answers[0], "true") {
-				t.Errorf("served %t: %q", served, answers)
+			if served.Load() || len(answers) != 1 || !strings.HasPrefix(answers[0], "4") || !strings.Contains(answers[0], "true") {
+				t.Errorf("served %t: %q", served.Load(), answers)
 			}
-			served = false
+			served.Store(false)
 		})
 	}
 }
@@ -369,7 +370,7 @@ func FuzzAnswers(f *testing.F) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(f, err)
 	f.Cleanup(func() { l.Close() })
-	var answer string
+	var answer atomic.Value
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -377,12 +378,12 @@ func FuzzAnswers(f *testing.F) {
 				return
 			}
 			http.ReadRequest(bufio.NewReader(c))
-			io.WriteString(c, answer)
+			io.WriteString(c, answer.Load().(string))
 			c.Close()
 		}
 	}()
 	f.Fuzz(func(t *testing.T, text string) {
-		answer = text
+		answer.Store(text)
 		see := func(rt http.RoundTripper) string {
 			response, body, err := get(rt, "GET", "http://"+l.Addr().String())
 			if response == nil || err != nil {
