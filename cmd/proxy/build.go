@@ -180,7 +180,6 @@ func dialBackend(ctx context.Context, network, address string) (net.Conn, error)
 func (b *Backend) transport(limits Limits) (*http.Transport, error) {
 	t := &http.Transport{
 		DialContext:            dialBackend,
-		TLSHandshakeTimeout:    10 * time.Second,
 		MaxIdleConns:           0,
 		MaxIdleConnsPerHost:    limits.MaxInFlight,
 		IdleConnTimeout:        30 * time.Second, // below the minute after which backends hang up
@@ -203,5 +202,31 @@ func (b *Backend) transport(limits Limits) (*http.Transport, error) {
 		}
 		t.TLSClientConfig.RootCAs = pool
 	}
+	t.DialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		return dialSecureBackend(ctx, network, address, t.TLSClientConfig)
+	}
 	return t, nil
 }
+
+// dialSecureBackend is dialBackend with TLS over it.
+func dialSecureBackend(ctx context.Context, network, address string, config *tls.Config) (net.Conn, error) {
+	c, err := dialBackend(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	config = config.Clone()
+	config.ServerName, _, _ = net.SplitHostPort(address)
+	secure := tls.Client(c, config)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if err := secure.HandshakeContext(ctx); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return abrupt{secure}, nil
+}
+
+// abrupt closes without TLS's close_notify, which comes before the reset and is an end of the stream like any other.
+type abrupt struct{ *tls.Conn }
+
+func (a abrupt) Close() error { return a.NetConn().Close() }
