@@ -52,7 +52,7 @@ func main() {
 	if *update {
 		dir, err := world.ModuleDir()
 		if err == nil {
-			err = r.update(filepath.Join(dir, "docs", "clients.md"))
+			err = r.update(filepath.Join(dir, "docs", "clients.md"), filepath.Join(dir, "test", "clients", "results.json"))
 		}
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -119,6 +119,8 @@ type session struct {
 	result *result
 	ctx    context.Context
 
+	secrets []string // issued to it, and what stands for them in the report
+
 	driver          *driver
 	driverComplaint string
 }
@@ -184,7 +186,7 @@ func (s *session) story(ctx context.Context) {
 			return sameFile(back, s.samples[size])
 		}
 	}
-	const odd = "a b+c/ü%2F.txt"
+	const odd = oddName
 	step("put", func() error {
 		if err := s.Put(s, s.samples[small], s.prefix+"small"); err != nil {
 			return err

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -37,7 +38,7 @@ func (s *session) write(name, text string) (string, error) {
 
 // shown is a setting as a user would write it, who has other names than this run.
 func (s *session) shown(text string) string {
-	return strings.NewReplacer(
+	return strings.NewReplacer(append(s.secrets,
 		s.rig.token, "$TOKEN",
 		s.file, "/run/token",
 		s.CAFile, "/etc/ca.pem",
@@ -46,7 +47,7 @@ func (s *session) shown(text string) string {
 		s.proxy.URL, s.proxy.transport()+"://s3.example.com",
 		s.proxy.host(), "s3.example.com",
 		s.proxy.Program, "proxy",
-	).Replace(text)
+	)...).Replace(text)
 }
 
 // prepare makes the settings of the session, those of the way in first.
@@ -114,6 +115,7 @@ func (s *session) exported() (k key, err error) {
 	out, err := s.command(args[0], args[1:]...)
 	if err == nil {
 		err = json.Unmarshal([]byte(out), &k)
+		s.secrets = []string{k.AccessKeyID, "$ID", k.SecretAccessKey, "$SECRET", url.QueryEscape(k.SecretAccessKey), "$SECRET", k.SessionToken, "$SESSION"}
 	}
 	return k, err
 }
