@@ -86,6 +86,9 @@ func (t *telemetry) observe(s *server) error {
 		auditDropped  = g.counter("sluice.audit.dropped", "{event}", "Events lost (on_failure: continue).")
 		auditFailures = g.counter("sluice.audit.failures", "{failure}", "Writes that failed, to be tried again, and requests that could not be journalled.")
 
+		filesRotated = g.gauge("sluice.audit.files.rotated", "{file}", "Rotated files that are kept.")
+		filesHeld    = g.gauge("sluice.audit.files.held", "{file}", "Of them, those beyond audit.file.keep, which a far end has not had.")
+
 		shipLag      = g.gauge("sluice.audit.ship.lag", "{event}", "Events that a far end does not have.")
 		shipBehind   = g.gauge("sluice.audit.ship.behind", "s", "How old the oldest of them is.")
 		shipEvents   = g.counter("sluice.audit.ship.events", "{event}", "Events that a far end has taken.")
@@ -135,6 +138,8 @@ func (t *telemetry) observe(s *server) error {
 		see(auditBytes, float64(log.Bytes))
 		see(auditDropped, float64(log.Dropped))
 		see(auditFailures, float64(log.Failures))
+		see(filesRotated, float64(log.Files.Rotated))
+		see(filesHeld, float64(log.Files.Held))
 		for _, far := range log.Ship {
 			sink := attribute.String("sink", far.Name)
 			see(shipLag, float64(far.Lag), sink)
