@@ -3,7 +3,9 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"crypto/md5"
 	"crypto/tls"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -27,24 +29,13 @@ func (f *field) drive(c *contender, w work) (result, error) {
 	if w.tls {
 		address = c.secure
 	}
-	target := fmt.Sprintf("/artifacts/web/%d", w.size)
-	if w.method == "PUT" {
-		target = "/artifacts/web/put"
-	}
-	head := fmt.Sprintf("%s %s HTTP/1.1\r\nHost: localhost\r\nUser-Agent: bench\r\n", w.method, target)
-	if c.token != "" {
-		head += "Authorization: Bearer " + c.token + "\r\n"
-	}
-	if w.method == "PUT" {
-		head += fmt.Sprintf("Content-Length: %d\r\n", w.size)
-	}
-	head += "\r\n"
-
+	requests := c.requests(w)
 	type tally struct {
 		took []time.Duration
 		err  error
 	}
 	tallies := make([]tally, connections)
+	c.forgetPeak()
 	cpuBefore, err := c.cpu()
 	if err != nil {
 		return result{}, err
@@ -62,9 +53,14 @@ func (f *field) drive(c *contender, w work) (result, error) {
 				return
 			}
 			defer client.Close()
-			for started.Add(1) <= int64(w.least) || time.Now().Before(end) {
+			for {
+				n := started.Add(1)
+				if w.most > 0 && n > int64(w.most) || w.most == 0 && n > int64(w.least) && !time.Now().Before(end) {
+					return
+				}
+				request := requests[int(n)%len(requests)]
 				at := time.Now()
-				if err := client.exchange([]byte(head), w); err != nil {
+				if err := client.exchange(request, w); err != nil {
 					t.err = err
 					return
 				}
@@ -86,7 +82,7 @@ func (f *field) drive(c *contender, w work) (result, error) {
 		took = append(took, t.took...)
 	}
 	slices.Sort(took)
-	r := result{p50: took[len(took)/2], p99: took[len(took)*99/100]}
+	r := result{peak: c.peak(), p50: took[len(took)/2], p99: took[len(took)*99/100]}
 	used := cpuAfter - cpuBefore
 	if w.large() {
 		moved := float64(len(took)) * float64(w.size)
@@ -95,6 +91,44 @@ func (f *field) drive(c *contender, w work) (result, error) {
 		r.perSecond, r.cpu = float64(len(took))/elapsed, float64(used.Microseconds())/float64(len(took))
 	}
 	return r, nil
+}
+
+// requests are what is sent in turn, whole but for large bodies.
+func (c *contender) requests(w work) [][]byte {
+	target, header, body := fmt.Sprintf("/artifacts/web/%d", w.size), "", []byte(nil)
+	switch {
+	case w.keys > 0:
+		target = "/artifacts?delete"
+		body = append(body, `<Delete xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Quiet>true</Quiet>`...)
+		for i := range w.keys {
+			body = fmt.Appendf(body, "<Object><Key>web/%d/object-%d.bin</Key></Object>", i%10, i)
+		}
+		body = append(body, "</Delete>"...)
+		sum := md5.Sum(body)
+		header = fmt.Sprintf("Content-MD5: %s\r\nContent-Length: %d\r\n", base64.StdEncoding.EncodeToString(sum[:]), len(body))
+	case w.method == "PUT":
+		target = "/artifacts/web/put"
+		header = fmt.Sprintf("Content-Length: %d\r\n", w.size)
+		if w.size <= 64<<10 {
+			body = make([]byte, w.size)
+		}
+	}
+	tokens := []string{c.token}
+	if w.cold && c.fresh != nil {
+		tokens = tokens[:0]
+		for range w.most + 1 {
+			tokens = append(tokens, c.fresh())
+		}
+	}
+	var all [][]byte
+	for _, token := range tokens {
+		request := fmt.Appendf(nil, "%s %s HTTP/1.1\r\nHost: localhost\r\nUser-Agent: bench\r\n%s", w.method, target, header)
+		if token != "" {
+			request = fmt.Appendf(request, "Authorization: Bearer %s\r\n", token)
+		}
+		all = append(all, append(append(request, "\r\n"...), body...))
+	}
+	return all
 }
 
 // client is one connection of the load generator. It spends as little as it can: bodies go out by sendfile and are
@@ -126,9 +160,6 @@ func (c *client) Close() error {
 }
 
 func (c *client) exchange(head []byte, w work) error {
-	if w.method == "PUT" && w.size <= 64<<10 {
-		head = append(head, make([]byte, w.size)...)
-	}
 	if _, err := c.Write(head); err != nil {
 		return err
 	}

@@ -106,7 +106,11 @@ type work struct {
 	tls         bool
 	connections int // 0 = the option's
 	least       int // requests a round, where the span would allow fewer
+	most        int // requests a round; 0 = as many as the span allows
 	quick       bool
+	cold        bool // every request with a token never seen
+	once        bool // one round, not warmed up, is enough
+	keys        int  // of a DeleteObjects
 }
 
 var works = []work{
@@ -119,6 +123,10 @@ var works = []work{
 	{name: "tls-get-1k", method: "GET", size: 1 << 10, tls: true},
 	{name: "tls-get-1m", method: "GET", size: 1 << 20, tls: true},
 	{name: "tls-get-1g", method: "GET", size: 1 << 30, tls: true, connections: 2, least: 2},
+	{name: "memory", method: "GET", size: 100 << 20, connections: 200, most: 200, once: true},
+	{name: "cold-get-1k", method: "GET", size: 1 << 10, connections: 16, most: 2000, cold: true},
+	{name: "warm-get-1k", method: "GET", size: 1 << 10, connections: 16, most: 2000}, // to compare the cold one with
+	{name: "delete-1000", method: "POST", connections: 4, keys: 1000},
 	{name: "tls-put-1g", method: "PUT", size: 1 << 30, tls: true, connections: 2, least: 2},
 }
 
@@ -142,6 +150,7 @@ type result struct {
 	perSecond float64       // requests, or bytes where bodies are large
 	p50, p99  time.Duration // of a request
 	cpu       float64       // µs of the contender a request, or s a GB
+	peak      float64       // MB resident, at most
 }
 
 func (w work) large() bool { return w.size >= 1<<20 }
@@ -155,7 +164,11 @@ func (f *field) measure(w work) error {
 		}
 	}
 	results := make([][]result, len(able))
-	for round := range f.options.rounds + 1 {
+	first, last := 0, f.options.rounds
+	if w.once {
+		first = last
+	}
+	for round := first; round <= last; round++ {
 		// Each round starts with another one, so that none always follows the same.
 		for i := range able {
 			i = (i + round) % len(able)
@@ -191,7 +204,7 @@ func (f *field) print(w work, able []*contender, results [][]result) {
 		connections = f.options.connections
 	}
 	fmt.Printf("\n%s, %d connections, %d rounds\n", w.name, connections, f.options.rounds)
-	fmt.Printf("%-16s %10s %8s %8s %10s %8s %10s %10s\n", "", speed, "÷ nginx", "÷ bare", cost, "÷ nginx", "p50", "p99")
+	fmt.Printf("%-16s %10s %8s %8s %10s %8s %10s %10s %8s\n", "", speed, "÷ nginx", "÷ bare", cost, "÷ nginx", "p50", "p99", "MB peak")
 	rate := func(r result) float64 { return r.perSecond }
 	cpu := func(r result) float64 { return r.cpu }
 	// Ratios are taken within a round, where both met the same machine.
@@ -212,10 +225,11 @@ func (f *field) print(w work, able []*contender, results [][]result) {
 		if w.large() {
 			shown /= 1e6
 		}
-		fmt.Printf("%-16s %10.0f %8s %8s %10.2f %8s %10s %10s\n", c.name, shown, ratio(i, "nginx", rate), ratio(i, "bare", rate),
+		fmt.Printf("%-16s %10.0f %8s %8s %10.2f %8s %10s %10s %8.0f\n", c.name, shown, ratio(i, "nginx", rate), ratio(i, "bare", rate),
 			median(results[i], cpu), ratio(i, "nginx", cpu),
 			median(results[i], func(r result) time.Duration { return r.p50 }).Round(10*time.Microsecond),
-			median(results[i], func(r result) time.Duration { return r.p99 }).Round(10*time.Microsecond))
+			median(results[i], func(r result) time.Duration { return r.p99 }).Round(10*time.Microsecond),
+			median(results[i], func(r result) float64 { return r.peak }))
 	}
 }
 
