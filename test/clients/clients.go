@@ -74,8 +74,6 @@ func botocore(old bool) func(*session) string {
 		switch {
 		case old && s.way == webIdentity:
 			return "it knows no AWS_ENDPOINT_URL_STS, and sends the token to AWS"
-		case old && s.way == container:
-			return "it knows no AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE; with AWS_CONTAINER_AUTHORIZATION_TOKEN it works, for as long as that token does"
 		case s.way == container && s.proxy.secure():
 			return "botocore's container fetcher takes no private CA, neither by AWS_CA_BUNDLE nor by the system's store: use credential_process, or a publicly trusted certificate"
 		}
@@ -95,7 +93,7 @@ func boto3(name string, find func(context.Context, *machine) (*program, error), 
 			p.Argv = append(p.Argv, file)
 			return p, os.WriteFile(file, []byte(botoScript), 0o644)
 		},
-		Ways: []way{bearer, webIdentity, container, process, token}, CA: "AWS_CA_BUNDLE", Multipart: 12<<20 + 1,
+		Ways: []way{bearer, webIdentity, container, process, token}, CA: "AWS_CA_BUNDLE", Multipart: 12<<20 + 1, TokenInEnv: old,
 		Cannot: botocore(old),
 	})
 	if !old {
@@ -118,7 +116,7 @@ func boto3(name string, find func(context.Context, *machine) (*program, error), 
 func awsCLI(name string, find func(context.Context, *machine) (*program, error), old bool) *client {
 	s3uri := func(key string) string { return "s3://" + bucket + "/" + key }
 	c := &client{
-		Name: name, Find: find, CA: "AWS_CA_BUNDLE", Multipart: 12<<20 + 1,
+		Name: name, Find: find, CA: "AWS_CA_BUNDLE", Multipart: 12<<20 + 1, TokenInEnv: old,
 		Ways:   []way{webIdentity, container, process, token},
 		Cannot: botocore(old),
 		Prepare: func(s *session) error {
@@ -212,14 +210,8 @@ func rclone(name string, find func(context.Context, *machine) (*program, error),
 	remote := func(key string) string { return "sluice:" + bucket + "/" + key }
 	do := func(s *session, args ...string) error { _, err := s.do(args...); return err }
 	return &client{
-		Name: name, Find: find, CA: "SSL_CERT_FILE", Multipart: 12<<20 + 1,
+		Name: name, Find: find, CA: "SSL_CERT_FILE", Multipart: 12<<20 + 1, TokenInEnv: old,
 		Ways: []way{bearer, webIdentity, container, process, token},
-		Cannot: func(s *session) string {
-			if old && s.way == container {
-				return "its AWS SDK v1 knows no AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE; with AWS_CONTAINER_AUTHORIZATION_TOKEN it works on loopback"
-			}
-			return ""
-		},
 		Prepare: func(s *session) error {
 			s.set("RCLONE_CONFIG_SLUICE_TYPE", "s3", "RCLONE_CONFIG_SLUICE_PROVIDER", "Other", "RCLONE_CONFIG_SLUICE_ENDPOINT", s.proxy.URL,
 				"RCLONE_CONFIG_SLUICE_REGION", s.Region, "RCLONE_CONFIG_SLUICE_NO_CHECK_BUCKET", "true")
@@ -377,9 +369,6 @@ func s3cmd() *client {
 			return keys, err
 		},
 		Delete: func(s *session, key string) error { return do(s, "del", s3uri(key)) },
-		Presign: func(s *session, key string) (string, error) {
-			out, err := s.do("signurl", s3uri(key), "+600")
-			return strings.TrimSpace(out), err
-		},
+		// Its signurl knows Signature Version 2 only, which is refused.
 	}
 }

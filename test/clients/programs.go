@@ -45,20 +45,18 @@ func (s *session) tree(dir string) error {
 
 func restic(name string, find func(context.Context, *machine) (*program, error), old bool) *client {
 	return &client{
-		Name: name, Find: find, CA: "RESTIC_CACERT", Ways: []way{webIdentity, container, process, token},
+		Name: name, Find: find, TokenInEnv: old, Ways: []way{webIdentity, container, process, token},
 		Cannot: func(s *session) string {
-			switch {
-			case s.way == webIdentity:
+			if s.way == webIdentity {
 				return "it sends the token to AWS, and can be told no other STS for it"
-			case old && s.way == container:
-				return "its minio-go knows no AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"
-			case old && s.way == process:
-				return "its minio-go runs no credential_process"
 			}
 			return ""
 		},
 		Prepare: func(s *session) error {
 			s.set("RESTIC_REPOSITORY", "s3:"+s.proxy.URL+"/"+bucket+"/"+s.prefix+"repo", "RESTIC_PASSWORD", "x", "AWS_DEFAULT_REGION", s.Region)
+			if s.proxy.secure() {
+				s.flag("--cacert", s.CAFile)
+			}
 			if s.way != process {
 				return s.credentials()
 			}
@@ -179,14 +177,15 @@ func s3fs() *client {
 					return err
 				}
 				go func() { ended <- cmd.Wait() }()
-				for range 200 {
-					if mounted(mount) {
+				for range 200 { // it mounts first and asks the endpoint then, and ends if it does not like the answer
+					if mounted(mount) && s.works(mount) {
 						return nil
 					}
 					select {
 					case err := <-ended:
 						cmd = nil
-						return fmt.Errorf("%w: %.600s", err, complaint.String())
+						exec.Command("fusermount", "-u", "-z", mount).Run()
+						return fmt.Errorf("it ended (%v): %s", err, tail(complaint.String()))
 					case <-time.After(100 * time.Millisecond):
 					}
 				}
@@ -252,6 +251,11 @@ func s3fs() *client {
 		},
 	}
 }
+
+// works tells whether a mounted file system answers.
+func (s *session) works(mount string) bool { _, err := s.command("ls", mount); return err == nil }
+
+func tail(s string) string { return s[max(0, len(s)-1500):] }
 
 func mounted(dir string) bool {
 	mounts, err := os.ReadFile("/proc/mounts")

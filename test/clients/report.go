@@ -88,10 +88,21 @@ func (r *run) update(file, records string) error {
 	}
 	var all []record
 	for _, c := range clients {
-		if f := fresh[c.Name]; f != nil {
+		f := fresh[c.Name]
+		if i := slices.IndexFunc(known, func(k record) bool { return k.Client == c.Name }); i >= 0 && f == nil {
+			f = &known[i]
+		} else if i >= 0 {
+			for _, old := range known[i].Rows { // of ways that did not run now
+				if f.Absent == "" && !slices.ContainsFunc(f.Rows, func(w row) bool { return w.Way == old.Way }) {
+					f.Rows = append(f.Rows, old)
+				}
+			}
+			slices.SortStableFunc(f.Rows, func(a, b row) int {
+				return slices.Index(c.Ways, way(a.Way)) - slices.Index(c.Ways, way(b.Way))
+			})
+		}
+		if f != nil {
 			all = append(all, *f)
-		} else if i := slices.IndexFunc(known, func(k record) bool { return k.Client == c.Name }); i >= 0 {
-			all = append(all, known[i])
 		}
 	}
 	text, err = json.MarshalIndent(all, "", "\t")

@@ -101,6 +101,9 @@ func (r *run) audit(rig *rig) error {
 		}
 		r.served += len(events)
 		for _, e := range events {
+			if r.verbose && e.Status >= 400 {
+				fmt.Printf("%s %s %s/%s: %d %s %v\n", e.Outcome, e.Operation, e.Bucket, e.Key, e.Status, e.Error, e.Decision.Reasons)
+			}
 			if e.Outcome != audit.Completed && e.Outcome != audit.Refused {
 				r.trouble = append(r.trouble, fmt.Sprintf("%s %s/%s: %s, status %d, %s (%s)", e.Operation, e.Bucket, e.Key, e.Outcome, e.Status, e.Error, e.UserAgent))
 			}

@@ -36,13 +36,14 @@ const (
 
 // client is a program or a library as its users have it. Most are a command for each verb; a verb that it has not is nil.
 type client struct {
-	Name      string
-	Find      func(context.Context, *machine) (*program, error) // an error = it is absent, and why
-	Ways      []way
-	CA        string                // environment variable that names a private CA
-	Multipart int                   // size of an object that it uploads in parts
-	Cannot    func(*session) string // why it does not work, "" = it should
-	Prepare   func(*session) error  // environment, files and flags
+	Name       string
+	Find       func(context.Context, *machine) (*program, error) // an error = it is absent, and why
+	Ways       []way
+	CA         string                // environment variable that names a private CA
+	TokenInEnv bool                  // of the container way: it knows no AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE
+	Multipart  int                   // size of an object that it uploads in parts
+	Cannot     func(*session) string // why it does not work, "" = it should
+	Prepare    func(*session) error  // environment, files and flags
 
 	Put     func(s *session, file, key string) error
 	Get     func(s *session, key, file string) error

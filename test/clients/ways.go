@@ -73,7 +73,12 @@ func (s *session) credentials() error {
 	case webIdentity:
 		s.set("AWS_WEB_IDENTITY_TOKEN_FILE", s.file, "AWS_ROLE_ARN", world.RoleARN("workspace"), "AWS_ENDPOINT_URL_STS", s.proxy.URL)
 	case container:
-		s.set("AWS_CONTAINER_CREDENTIALS_FULL_URI", s.proxy.URL+"/-/credentials", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", s.file)
+		s.set("AWS_CONTAINER_CREDENTIALS_FULL_URI", s.proxy.URL+"/-/credentials")
+		if s.TokenInEnv {
+			s.set("AWS_CONTAINER_AUTHORIZATION_TOKEN", s.rig.token)
+		} else {
+			s.set("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", s.file)
+		}
 	case process:
 		name, err := s.write("config", "[default]\ncredential_process = "+s.helper()+"\n")
 		if err != nil {
