@@ -90,8 +90,8 @@ func (a *authority) serve(t *testing.T, c *ACME, p pace) *certificates {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{TLSConfig: certs.tls, Handler: http.NotFoundHandler(), ErrorLog: log.New(io.Discard, "", 0)}
-	go server.ServeTLS(listener, "", "")
+	server := newS3Server(http.NotFoundHandler(), certs.tls, Limits{HeaderTimeout: 10 * time.Second, IdleTimeout: 10 * time.Second}, log.New(io.Discard, "", 0))
+	go server.Serve(listener)
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(func() {
 		cancel()
@@ -238,6 +238,52 @@ func TestACMEExternalAccount(t *testing.T) {
 	c := a.config(t, func(c *ACME) { c.EAB = &EAB{KeyID: "customer-7", HMACKeyFile: keyFile} })
 	a.serve(t, c, pace{})
 	a.wait(t, "s3.example.test", anyCertificate)
+}
+
+// TestACMEServes starts the whole proxy, which has to listen before the authority comes to look.
+func TestACMEServes(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t, 0, "", "")
+	dir := t.TempDir()
+	file := filepath.Join(dir, "sluice.yaml")
+	key := filepath.Join(dir, "key")
+	write(t, key, []byte("AKIAEXAMPLEEXAMPLE12"))
+	write(t, file, fmt.Appendf(nil, `
+listen:
+  address: %q
+  domains: [s3.example.test]
+  tls: {acme: {directory: %q, ca_file: %q, storage: %q, challenges: [tls-alpn-01]}}
+admin: {address: "127.0.0.1:%d"}
+issuers: [{issuer: "http://127.0.0.1:1", audiences: [https://s3.example.test]}]
+policy: {dir: testdata/policy}
+backends: [{name: b, buckets: ["*"], endpoint: "http://127.0.0.1:1", region: us-east-1, credentials: {static: {access_key_id_file: %q, secret_access_key_file: %q}}}]
+audit: {file: {path: %q}}
+log: {level: error}
+`, a.address, a.directory, a.caFile, filepath.Join(dir, "acme"), freePort(t), key, key, filepath.Join(dir, "audit.jsonl")))
+	c, err := loadConfig(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := start(file, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.shutdown()
+	got := a.wait(t, "s3.example.test", anyCertificate)
+
+	for _, protocol := range []string{"h2", "http/1.1"} {
+		conn, err := tls.Dial("tcp", a.address, &tls.Config{ServerName: "s3.example.test", InsecureSkipVerify: true, NextProtos: []string{protocol}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if spoken := conn.ConnectionState().NegotiatedProtocol; spoken != protocol {
+			t.Errorf("asked for %s, got %q", protocol, spoken)
+		}
+		conn.Close()
+	}
+	if at := s.certificates.expiries()["s3.example.test"]; !at.Equal(got.NotAfter) {
+		t.Errorf("expires %v", at)
+	}
 }
 
 func TestACMEConfigChecks(t *testing.T) {

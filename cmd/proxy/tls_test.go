@@ -57,8 +57,8 @@ func TestTLSFilesReload(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{TLSConfig: certs.tls, Handler: http.NotFoundHandler(), ErrorLog: log.New(io.Discard, "", 0)}
-	go server.ServeTLS(listener, "", "")
+	server := newS3Server(http.NotFoundHandler(), certs.tls, Limits{HeaderTimeout: 10 * time.Second, IdleTimeout: 10 * time.Second}, log.New(io.Discard, "", 0))
+	go server.Serve(listener)
 	t.Cleanup(func() { server.Close() })
 
 	shown := func(max uint16) (string, error) {
