@@ -42,7 +42,33 @@ type telemetry struct {
 
 	// setKey → metric.MeasurementOption. What it and the exporters hold is bounded by the table of operations and by
 	// the configuration: nothing that a caller can make up is ever a label.
-	sets sync.Map
+	mu   sync.RWMutex         // guards sets
+	sets map[setKey]*measured // bounded by the operation table
+}
+
+// measured is a set of attributes as each kind of instrument takes it.
+type measured struct {
+	add    []metric.AddOption
+	record []metric.RecordOption
+}
+
+func measuredBy(attributes ...attribute.KeyValue) *measured {
+	set := metric.WithAttributeSet(attribute.NewSet(attributes...))
+	return &measured{[]metric.AddOption{set}, []metric.RecordOption{set}}
+}
+
+// measured is what key stands for, made once.
+func (t *telemetry) measured(key setKey, attributes func() []attribute.KeyValue) *measured {
+	t.mu.RLock()
+	m := t.sets[key]
+	t.mu.RUnlock()
+	if m == nil {
+		m = measuredBy(attributes()...)
+		t.mu.Lock()
+		t.sets[key] = m
+		t.mu.Unlock()
+	}
+	return m
 }
 
 type setKey struct {
@@ -59,7 +85,7 @@ func newTelemetry(meter metric.Meter, tracer trace.Tracer) (*telemetry, error) {
 	if _, off := tracer.(tracenoop.Tracer); off {
 		tracer = nil
 	}
-	t := &telemetry{tracer: tracer, propagator: propagation.TraceContext{}}
+	t := &telemetry{sets: map[setKey]*measured{}, tracer: tracer, propagator: propagation.TraceContext{}}
 	buckets := metric.WithExplicitBucketBoundaries(.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300)
 	var failed error
 	keep := func(err error) {
@@ -94,8 +120,8 @@ func newTelemetry(meter metric.Meter, tracer trace.Tracer) (*telemetry, error) {
 }
 
 var (
-	directionIn  = metric.WithAttributeSet(attribute.NewSet(attribute.String("direction", "in")))
-	directionOut = metric.WithAttributeSet(attribute.NewSet(attribute.String("direction", "out")))
+	directionIn  = measuredBy(attribute.String("direction", "in"))
+	directionOut = measuredBy(attribute.String("direction", "out"))
 )
 
 func (t *telemetry) unrecorded(ctx context.Context) { t.unrecordedCount.Add(ctx, 1) }
@@ -108,40 +134,41 @@ func (t *telemetry) decided(ctx context.Context, d *policy.Decision) {
 	if d.Shadow != nil && d.Shadow.Differs {
 		key.backend = "differs"
 	}
-	set, ok := t.sets.Load(key)
-	if !ok {
-		set, _ = t.sets.LoadOrStore(key, metric.WithAttributeSet(attribute.NewSet(
-			attribute.String("result", key.outcome), attribute.Bool("shadow_differs", key.backend != ""))))
-	}
-	t.decisions.Add(ctx, 1, set.(metric.MeasurementOption))
+	set := t.measured(key, func() []attribute.KeyValue {
+		return []attribute.KeyValue{attribute.String("result", key.outcome), attribute.Bool("shadow_differs", key.backend != "")}
+	})
+	t.decisions.Add(ctx, 1, set.add...)
 }
 
 func (t *telemetry) finished(c *call, took time.Duration) {
-	ctx := context.WithoutCancel(c.ctx)
-	key := setKey{orOther(c.event.Operation), string(c.event.Outcome), c.event.Backend.Name, c.event.Status / 100}
-	loaded, ok := t.sets.Load(key)
-	if !ok {
-		loaded, _ = t.sets.LoadOrStore(key, metric.WithAttributeSet(attribute.NewSet(
-			attribute.String("operation", key.operation), attribute.String("outcome", key.outcome),
-			attribute.String("backend", key.backend), attribute.String("status", fmt.Sprintf("%dxx", key.status)))))
+	ctx := context.Background() // the request's may have ended, and costs a walk for each measurement
+	span := trace.SpanFromContext(c.ctx)
+	if span.IsRecording() {
+		ctx = trace.ContextWithSpan(ctx, span)
 	}
-	set := loaded.(metric.MeasurementOption)
-	t.requests.Add(ctx, 1, set)
-	t.duration.Record(ctx, took.Seconds(), set)
+	key := setKey{orOther(c.event.Operation), string(c.event.Outcome), c.event.Backend.Name, c.event.Status / 100}
+	set := t.measured(key, func() []attribute.KeyValue {
+		return []attribute.KeyValue{
+			attribute.String("operation", key.operation), attribute.String("outcome", key.outcome),
+			attribute.String("backend", key.backend), attribute.String("status", fmt.Sprintf("%dxx", key.status)),
+		}
+	})
+	t.requests.Add(ctx, 1, set.add...)
+	t.duration.Record(ctx, took.Seconds(), set.record...)
 	if !c.firstByte.IsZero() {
-		t.toFirstByte.Record(ctx, c.firstByte.Sub(c.start).Seconds(), set)
+		t.toFirstByte.Record(ctx, c.firstByte.Sub(c.start).Seconds(), set.record...)
 	}
 	if c.event.BytesIn > 0 {
-		t.bytes.Add(ctx, c.event.BytesIn, directionIn)
+		t.bytes.Add(ctx, c.event.BytesIn, directionIn.add...)
 	}
 	if c.event.BytesOut > 0 {
-		t.bytes.Add(ctx, c.event.BytesOut, directionOut)
+		t.bytes.Add(ctx, c.event.BytesOut, directionOut.add...)
 	}
 	if c.event.Outcome == audit.Refused && c.event.Error == "SlowDown" {
 		t.limited.Add(ctx, 1)
 	}
 	t.inFlight.Add(ctx, -1)
-	if span := trace.SpanFromContext(c.ctx); span.IsRecording() {
+	if span.IsRecording() {
 		c.describe(span)
 		span.End()
 	}
