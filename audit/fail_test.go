@@ -316,6 +316,26 @@ func TestT24WhateverHappensToTheFile(t *testing.T) {
 	}
 }
 
+func TestWrittenMeansUnderItsName(t *testing.T) {
+	log, path := open(t, audit.Config{InFlight: 8})
+	record(t, log, 1)
+	eventually(t, "it is written", healthy(log))
+	os.Remove(path)
+	record(t, log, 1)
+	eventually(t, "both are written", func() bool { return log.Stats().Written == 2 })
+	// Were the process killed now, what is not under this name would be nowhere.
+	n := 0
+	for _, err := range audit.Read(path) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		n++
+	}
+	if n != 2 {
+		t.Errorf("%d events under the log's name, want 2", n)
+	}
+}
+
 // makeEmpty does nothing where the log has made its file again already.
 func makeEmpty(path string) {
 	if f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL, 0o600); err == nil {
