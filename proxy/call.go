@@ -144,6 +144,9 @@ func (c *call) refuse(err error) {
 	}
 	c.event.Error = e.Code
 	c.event.Outcome = outcome
+	if outcome == audit.Refused && c.decision == nil {
+		c.event.Decision.Reasons = []string{e.Message} // what the client is told: it was refused before policy was asked
+	}
 	if outcome == audit.Failed {
 		c.proxy.Log.Warn("request failed", slog.String("id", c.event.ID), slog.String("operation", c.event.Operation),
 			slog.String("backend", c.event.Backend.Name), slog.String("code", e.Code), slog.Any("error", cause(err)), slog.String("hint", hint(err)))
@@ -153,6 +156,9 @@ func (c *call) refuse(err error) {
 	}
 	if err := c.journal(); err != nil {
 		e, _ = translate(err)
+	}
+	if c.in.Method == http.MethodHead {
+		c.out.Header().Set("X-Sluice-Reason", headerText(e.Message)) // there is no body to say it in
 	}
 	if wait := retryAfter(err, e); wait > 0 {
 		c.out.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))

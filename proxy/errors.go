@@ -144,6 +144,17 @@ func hint(err error) string {
 	return ""
 }
 
+// headerText is a message as a header can carry it: ASCII, one line, bounded.
+func headerText(message string) string {
+	text := strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, message)
+	return text[:min(len(text), 1024)]
+}
+
 func noBackend(bucket string) error {
 	return &s3wire.Error{Code: "NoSuchBucket", Message: fmt.Sprintf("no backend of this proxy has bucket %q", bucket)}
 }

@@ -104,6 +104,16 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// A HEAD has no body to say why in.
+func TestRefusedHeadSaysWhy(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	response, _ := r.do(r.request("HEAD", "/b/api/%C3%BC", nil))
+	if reason := response.Header.Get("X-Sluice-Reason"); response.StatusCode != 403 || !strings.Contains(reason, "policy does not allow s3:GetObject on b/api/?") || !strings.Contains(reason, "project web works below web/") {
+		t.Errorf("%s: %q", response.Status, reason)
+	}
+	check(t, r.event(), map[string]any{"outcome": "refused"})
+}
+
 // A refused upload costs the client no byte of its body.
 func TestRefusedPutIsNotContinued(t *testing.T) {
 	r := newRig(t, rigOptions{})

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -74,12 +75,17 @@ type auditFilter struct {
 	ID            string   `name:"id" placeholder:"ID" help:"The request with this x-amz-request-id or x-sluice-request-id."`
 }
 
+var outcomes = []audit.Outcome{audit.Completed, audit.Refused, audit.Failed, audit.Aborted, audit.Revoked, audit.Interrupted}
+
 func (f auditFilter) filter() (audit.Filter, error) {
 	filter := audit.Filter{
 		Who: f.Who, Bucket: f.Bucket, KeyPrefix: f.KeyPrefix, Operation: f.Operation,
 		Refused: f.Refused, ShadowDiffers: f.ShadowDiffers, ID: f.ID,
 	}
 	for _, outcome := range f.Outcome {
+		if !slices.Contains(outcomes, audit.Outcome(outcome)) {
+			return filter, fmt.Errorf("--outcome: %q is none of %v", outcome, outcomes)
+		}
 		filter.Outcomes = append(filter.Outcomes, audit.Outcome(outcome))
 	}
 	now := time.Now()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -44,7 +45,7 @@ func (cmd checkCommand) Run(out io.Writer) error {
 		return err
 	}
 	if !cmd.Online {
-		if err := checkPolicy(out, c); err != nil {
+		if err := checkParts(out, c); err != nil {
 			return err
 		}
 		fmt.Fprintf(out, "%s: ok\n", cmd.Config)
@@ -57,6 +58,25 @@ func (cmd checkCommand) Run(out io.Writer) error {
 		return &exitError{exitFailed}
 	}
 	return nil
+}
+
+// checkParts makes what can be made of the configuration without asking anybody: credentials from files and variables,
+// and the policy.
+func checkParts(out io.Writer, c *Config) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	var failed error
+	for i := range c.Backends {
+		b := &c.Backends[i]
+		if _, err := signer.New(ctx, b.Credentials, signer.Options{Region: b.Region, CAFile: b.CAFile}); err != nil {
+			fmt.Fprintf(out, "backends[%d].credentials: %s\n", i, oneLine(err))
+			failed = &exitError{exitFailed}
+		}
+	}
+	if err := checkPolicy(out, c); err != nil {
+		return err
+	}
+	return failed
 }
 
 // checkPolicy loads the policy where that asks nobody, and says what of it works but perhaps not as meant: fields that
@@ -176,7 +196,7 @@ func (d *doctor) issuers(ctx context.Context) *identity.Authenticator {
 			d.fail(what, "compare the issuer with the iss of a token, letter by letter; this machine must reach it (ca_file for a private CA, jwks_file where it cannot)", "%v", fetched.Err)
 			continue
 		}
-		d.ok(what, "%d keys", fetched.Keys)
+		d.ok(what, "keys known: %d", fetched.Keys)
 	}
 	for _, issuer := range c.Issuers {
 		if issuer.JWKSFile == "" {
@@ -204,7 +224,11 @@ func (d *doctor) token(ctx context.Context, auth *identity.Authenticator) {
 		return
 	}
 	if err != nil {
-		d.fail("token", "ask the workspace's issuer for a token with one of the configured audiences, or add its audience to issuers[].audiences", "%v", err)
+		mend := "ask the workspace's issuer for a token with one of the configured audiences, or add its audience to issuers[].audiences"
+		if e, ok := errors.AsType[*identity.Error](err); ok && e.Kind == identity.Expired {
+			mend = "fetch a new token; if it is new, compare the clocks"
+		}
+		d.fail("token", mend, "%v", err)
 		return
 	}
 	d.identity = id
@@ -250,7 +274,14 @@ func (d *doctor) audit() {
 		return
 	}
 	mend := "give the proxy's user a directory that it may write to; on_failure: refuse serves nothing that cannot be recorded"
-	probe, err := os.CreateTemp(filepath.Dir(file.Path), ".sluice-check-*")
+	dir, note := filepath.Dir(file.Path), ""
+	for {
+		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) || filepath.Dir(dir) == dir {
+			break
+		}
+		dir, note = filepath.Dir(dir), "; its directory will be made" // as serve does
+	}
+	probe, err := os.CreateTemp(dir, ".sluice-check-*")
 	if err != nil {
 		d.fail("audit", mend, "%v", err)
 		return
@@ -265,7 +296,7 @@ func (d *doctor) audit() {
 		}
 		log.Close()
 	}
-	d.ok("audit", "%s can be written", file.Path)
+	d.ok("audit", "%s can be written%s", file.Path, note)
 }
 
 func (d *doctor) backend(ctx context.Context, b *Backend) {
@@ -356,7 +387,7 @@ const maxSkew = 30 * time.Second
 
 func (d *doctor) clock() {
 	if len(d.clocks) == 0 {
-		d.skip("clock", "nobody told the time")
+		d.skip("clock", "no issuer or backend told its time")
 		return
 	}
 	for _, c := range d.clocks {
@@ -365,5 +396,5 @@ func (d *doctor) clock() {
 			return
 		}
 	}
-	d.ok("clock", "agrees with %d others", len(d.clocks))
+	d.ok("clock", "agrees with all that told theirs: %d", len(d.clocks))
 }

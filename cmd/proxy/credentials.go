@@ -19,7 +19,7 @@ import (
 
 type credentialsCommand struct {
 	Endpoint     string        `required:"" placeholder:"URL" help:"The proxy: https://s3.example.com"`
-	TokenFile    string        `placeholder:"F" xor:"token" required:"" help:"File that holds the workspace's OIDC token."`
+	TokenFile    string        `placeholder:"F" xor:"token" required:"" help:"File that holds the workspace's OIDC token. This or --token-command."`
 	TokenCommand string        `placeholder:"CMD" xor:"token" required:"" help:"Shell command that prints it."`
 	CAFile       string        `name:"ca-file" placeholder:"F" help:"Trust this private CA (PEM) besides the system's."`
 	Timeout      time.Duration `default:"30s" help:"For all of it."`

@@ -220,6 +220,29 @@ func (cmd explainCommand) print(out io.Writer, x *explained) error {
 		return encoder.Encode(x)
 	}
 	fmt.Fprintf(out, "%s by %s, session %s, project %q (%s)\n", x.Operation, x.Identity.Subject, x.Identity.Session, x.Identity.Attributes.Project, x.Identity.Issuer)
+	fmt.Fprintf(out, "decision: %s, by policy %s\n", said(x.Allow), x.Revision)
+	if x.Error != "" {
+		fmt.Fprintf(out, "  error: %s\n", x.Error)
+	}
+	for _, reason := range x.Reasons {
+		fmt.Fprintf(out, "  because %s\n", reason)
+	}
+	switch {
+	case x.Backend == "":
+		fmt.Fprintln(out, "backend: none has this bucket")
+	case !x.Allow:
+		fmt.Fprintf(out, "backend: %s\n", x.Backend)
+	case x.RoleError != "":
+		fmt.Fprintf(out, "backend: %s\nrole: refused: %s\n", x.Backend, x.RoleError)
+	default:
+		fmt.Fprintf(out, "backend: %s\n", x.Backend)
+		if x.ActAs != "" {
+			fmt.Fprintf(out, "role: %s\n", x.ActAs)
+		}
+	}
+	if len(x.SessionPolicy) > 0 {
+		fmt.Fprintf(out, "session policy: %s\n", x.SessionPolicy)
+	}
 	for _, a := range x.Accesses {
 		fmt.Fprintf(out, "\n%s on %s: %s\n", a.Action, where(a), said(a.Allow))
 		for _, reason := range a.Reasons {
@@ -239,28 +262,9 @@ func (cmd explainCommand) print(out io.Writer, x *explained) error {
 			}
 			fmt.Fprintf(table, "  %s%s\t%s:%d\t%s\n", strings.Repeat("  ", rule.Depth), rule.Rule, rule.File, rule.Line, state)
 		}
-		table.Flush()
-	}
-	fmt.Fprintf(out, "\ndecision: %s, by policy %s\n", said(x.Allow), x.Revision)
-	if x.Error != "" {
-		fmt.Fprintf(out, "  error: %s\n", x.Error)
-	}
-	for _, reason := range x.Reasons {
-		fmt.Fprintf(out, "  because %s\n", reason)
-	}
-	switch {
-	case x.Backend == "":
-		fmt.Fprintln(out, "backend: none has this bucket")
-	case x.RoleError != "":
-		fmt.Fprintf(out, "backend: %s\nrole: refused: %s\n", x.Backend, x.RoleError)
-	default:
-		fmt.Fprintf(out, "backend: %s\n", x.Backend)
-		if x.ActAs != "" {
-			fmt.Fprintf(out, "role: %s\n", x.ActAs)
+		if err := table.Flush(); err != nil {
+			return err
 		}
-	}
-	if len(x.SessionPolicy) > 0 {
-		fmt.Fprintf(out, "session policy: %s\n", x.SessionPolicy)
 	}
 	return nil
 }
@@ -344,6 +348,15 @@ func (cmd explainCommand) access(ctx context.Context, out io.Writer, engine *pol
 	for i := range rows {
 		rows[i].Allow = allowed[i]
 	}
+	slices.SortStableFunc(rows, func(a, b row) int { // what one may, first
+		switch {
+		case a.Allow == b.Allow:
+			return 0
+		case a.Allow:
+			return -1
+		}
+		return 1
+	})
 	if cmd.JSON {
 		encoder := json.NewEncoder(out)
 		encoder.SetIndent("", "  ")

@@ -13,7 +13,7 @@ import (
 
 type policyCommands struct {
 	Test   policyTestCommand   `cmd:"" help:"Run the policies' Rego tests."`
-	Replay policyReplayCommand `cmd:"" help:"Decide recorded requests by a candidate policy, and print what would change."`
+	Replay policyReplayCommand `cmd:"" help:"Decide recorded requests by a candidate policy, and print what would change; exit status 1 where anything would."`
 }
 
 type policyTestCommand struct {
