@@ -305,10 +305,12 @@ func limits(v ast.Value) (l Limits, err error) {
 			l.RequestsPerSecond = f
 		case key.Compare(ast.String("bytes_per_second")) == 0 && isWhole:
 			l.BytesPerSecond = whole
+		case key.Compare(ast.String("in_flight")) == 0 && isWhole:
+			l.InFlight = whole
 		case key.Compare(ast.String("max_object_bytes")) == 0 && isWhole:
 			l.MaxObjectBytes = whole
 		case isWhole:
-			return fmt.Errorf("unknown limit %s: want requests_per_second, bytes_per_second or max_object_bytes", k)
+			return fmt.Errorf("unknown limit %s: want requests_per_second, bytes_per_second, in_flight or max_object_bytes", k)
 		default:
 			return fmt.Errorf("%s: want a whole number, have %s", k, v)
 		}
@@ -423,6 +425,7 @@ func joinStatements(policies []json.RawMessage) (json.RawMessage, error) {
 func (l *Limits) lower(o Limits) {
 	l.RequestsPerSecond = smaller(l.RequestsPerSecond, o.RequestsPerSecond)
 	l.BytesPerSecond = smaller(l.BytesPerSecond, o.BytesPerSecond)
+	l.InFlight = smaller(l.InFlight, o.InFlight)
 	l.MaxObjectBytes = smaller(l.MaxObjectBytes, o.MaxObjectBytes)
 }
 

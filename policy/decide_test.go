@@ -82,10 +82,10 @@ func TestJoin(t *testing.T) {
 		want policy.Decision
 	}{
 		{"all of it", []string{
-			`{"allow": true, "role": "r", "session_policy": ` + statement(1) + `, "limits": {"requests_per_second": 0.5, "bytes_per_second": 2, "max_object_bytes": 3}, "filter": true}`,
+			`{"allow": true, "role": "r", "session_policy": ` + statement(1) + `, "limits": {"requests_per_second": 0.5, "bytes_per_second": 2, "in_flight": 4, "max_object_bytes": 3}, "filter": true}`,
 		}, policy.Decision{
 			Allow: true, Role: "r", SessionPolicy: json.RawMessage(`{"Statement":[{"Action":"s3:GetObject","Effect":"Allow","Resource":"arn:aws:s3:::b/1<&>"}],"Version":"2012-10-17"}`),
-			Limits: policy.Limits{RequestsPerSecond: 0.5, BytesPerSecond: 2, MaxObjectBytes: 3}, FilterListing: true,
+			Limits: policy.Limits{RequestsPerSecond: 0.5, BytesPerSecond: 2, InFlight: 4, MaxObjectBytes: 3}, FilterListing: true,
 		}},
 		{"one refused", []string{`{"allow": true, "role": "a"}`, `{"allow": false, "reason": "z", "role": "b"}`, `{"allow": true, "deny": "a"}`},
 			policy.Decision{Role: "a", Reasons: []string{"a", "z"}}},

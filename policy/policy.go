@@ -120,6 +120,7 @@ type Verdict struct {
 type Limits struct {
 	RequestsPerSecond float64
 	BytesPerSecond    int64
+	InFlight          int64
 	MaxObjectBytes    int64
 }
 

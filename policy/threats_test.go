@@ -136,7 +136,7 @@ func TestT21DefaultAllow(t *testing.T) {
 		{name: "role of another type", rego: "allow := true\nrole := " + unknown, x: []any{"r"}, reason: "policy: role: want a string with the role's name, have array"},
 		{name: "session policy of another type", rego: "allow := true\nsession_policy := " + unknown, x: []any{}, reason: "policy: session_policy: want an object, an IAM policy document, have array"},
 		{name: "session policy without statements", rego: "allow := true\nsession_policy := " + unknown, x: map[string]any{"Statement": []any{}}, reason: `policy: session_policy: want a list of statements below "Statement"`},
-		{name: "unknown limit", rego: "allow := true\nlimits := " + unknown, x: map[string]any{"rps": json.Number("1")}, reason: `policy: limits: unknown limit "rps": want requests_per_second, bytes_per_second or max_object_bytes`},
+		{name: "unknown limit", rego: "allow := true\nlimits := " + unknown, x: map[string]any{"rps": json.Number("1")}, reason: `policy: limits: unknown limit "rps": want requests_per_second, bytes_per_second, in_flight or max_object_bytes`},
 		{name: "limit of nothing", rego: "allow := true\nlimits := " + unknown, x: map[string]any{"bytes_per_second": json.Number("0")}, reason: `policy: limits: "bytes_per_second": want a number above 0, have 0`},
 		{name: "limit as text", rego: "allow := true\nlimits := " + unknown, x: map[string]any{"bytes_per_second": "1"}, reason: `policy: limits: "bytes_per_second": want a number above 0, have "1"`},
 		{name: "filter of another type", rego: "allow := true\nfilter_listing := " + unknown, x: "yes", reason: "policy: filter_listing: want a boolean, have string"},

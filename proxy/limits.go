@@ -105,7 +105,7 @@ func (s *sessionLimits) admit(l *lease, id *identity.Identity) error {
 
 // narrow holds the request to the limits that policy named for it.
 func (l *lease) narrow(p policy.Limits) error {
-	return l.enter(1, terms{requests: p.RequestsPerSecond, bytes: p.BytesPerSecond})
+	return l.enter(1, terms{p.RequestsPerSecond, p.BytesPerSecond, int(min(p.InFlight, math.MaxInt32))})
 }
 
 func (l *lease) enter(place int, t terms) error {

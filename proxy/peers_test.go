@@ -218,6 +218,14 @@ func TestPolicyLowersLimits(t *testing.T) {
 	if got := count(policy.Limits{RequestsPerSecond: 100}); got != 10 {
 		t.Errorf("%d: policy can only lower", got)
 	}
+	now = now.Add(time.Second)
+	var a, b lease
+	if s.admit(&a, greedy) != nil || a.narrow(policy.Limits{InFlight: 1}) != nil {
+		t.Error("the first in flight is refused")
+	}
+	if s.admit(&b, greedy) != nil || b.narrow(policy.Limits{InFlight: 1}) == nil {
+		t.Error("a second is in flight, and policy allows one")
+	}
 }
 
 // Unlimited sessions cost nothing, and limited ones little.
