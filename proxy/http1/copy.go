@@ -50,7 +50,7 @@ type sink interface {
 	written(n int64, err error)
 }
 
-// spliceFrom is the least worth a splice: below, a pipe costs more than the copy it saves.
+// spliceFrom is the least that is spliced: what one read and one write would move has little to gain by a pipe.
 const spliceFrom = 64 << 10
 
 // Copy copies src to dst, and calls moved after each piece: where it returns an error, that ends the copy. Where src
