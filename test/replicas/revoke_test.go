@@ -68,6 +68,7 @@ func TestRevokedEverywhere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	const enough = 16 << 20 / (64 << 10) // pieces: more than the sockets' buffers take before the proxy has begun to read
 	var sending sync.WaitGroup
 	send := func(key string) {
 		body, feed := io.Pipe()
@@ -84,10 +85,10 @@ func TestRevokedEverywhere(t *testing.T) {
 				if _, err := feed.Write(piece); err != nil {
 					return
 				}
-				if n == 31 {
+				if n == enough {
 					close(begun)
 				}
-				if n > 31 {
+				if n > enough {
 					time.Sleep(50 * time.Millisecond) // a slow upload, that would take minutes
 				}
 			}
@@ -111,6 +112,12 @@ func TestRevokedEverywhere(t *testing.T) {
 	if took > time.Second {
 		t.Errorf("it took %v", took)
 	}
+	defer func() {
+		if t.Failed() {
+			events, _ := f.proxies[1].Events()
+			t.Logf("the events there: %+v", events)
+		}
+	}()
 	for _, key := range []string{"web/large", "web/upload", "web/parts"} {
 		f.until(10*time.Second, "the event of "+key, func() bool {
 			for _, e := range f.eventsOf(1, key) {
