@@ -111,6 +111,7 @@ func BenchmarkVerify(b *testing.B) {
 		b.Run(fmt.Sprintf("compressed=%v", compress), func(b *testing.B) {
 			path := benchmarkLog(b, 300_000, compress)
 			b.ResetTimer()
+			defer reportCPU(b)()
 			var bytes int64
 			for b.Loop() {
 				r, err := audit.Verify(context.Background(), []string{path}, audit.VerifyOptions{})

@@ -407,12 +407,57 @@ func (v *verification) conclude(log *foundLog, o VerifyOptions) {
 		if lr.Checkpoints == 0 && last > 0 {
 			problem(Problem{File: log.path, What: BadMark, Text: "no checkpoint vouches for this log: none were written, or they were removed"})
 		} else if lr.Signed < last {
-			lr.Notes = append(lr.Notes, fmt.Sprintf("lines %d to %d are newer than the last checkpoint: only the chain vouches for them", lr.Signed+1, last))
+			// A checkpoint follows each event within seconds. Where none does, somebody has taken them away to
+			// write the lines after them anew, or they could not be written; it takes a look either way.
+			text := fmt.Sprintf("lines %d to %d are newer than the last checkpoint: only the chain vouches for them", lr.Signed+1, last)
+			if span := unsignedSpan(log.files, lr.Signed+1); span > unsignedAllowed {
+				problem(Problem{File: log.path, Seq: lr.Signed + 1, What: BadMark,
+					Text: fmt.Sprintf("%s, though they are %s long: checkpoints were removed, or could not be written", text, span.Round(time.Second))})
+			} else {
+				lr.Notes = append(lr.Notes, text)
+			}
 		}
 	}
 	if o.PublicKey == nil && len(v.marks) > 0 {
 		lr.Notes = append(lr.Notes, "the checkpoints' signatures were not checked: no public key was given")
 	}
+}
+
+// unsignedAllowed is for how long there may be lines without a checkpoint: several times checkpointEvery.
+const unsignedAllowed = time.Minute
+
+// unsignedSpan is the time between the ends of the line first and the last one.
+func unsignedSpan(files []logFile, first uint64) time.Duration {
+	var from, to time.Time
+	end := func(line []byte) time.Time {
+		var ev Event
+		if json.Unmarshal(line, &ev) != nil {
+			return time.Time{}
+		}
+		return ev.Time.Add(time.Duration(ev.DurationMS * float64(time.Millisecond)))
+	}
+	for i, f := range files {
+		if i+1 < len(files) && files[i+1].firstSeq != 0 && files[i+1].firstSeq <= first {
+			continue
+		}
+		var last []byte
+		readFile(f.path, func(line textLine, err error) bool {
+			if err != nil {
+				return false
+			}
+			if seq, _, ok := lineSeq(line.text); ok && seq >= first {
+				if seq == first {
+					from = end(line.text)
+				}
+				last = append(last[:0], line.text...)
+			}
+			return true
+		})
+		if last != nil {
+			to = end(last)
+		}
+	}
+	return to.Sub(from)
 }
 
 // checkpointAt is a Checkpoint and where it is.

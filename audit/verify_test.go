@@ -267,6 +267,14 @@ func TestCheckpointsFindWhatTheChainCannot(t *testing.T) {
 	if len(signed) != 3 {
 		t.Fatalf("%d checkpoints, want 3:\n%s", len(signed), marks)
 	}
+	later := func(minutes int) []string { // the last ten lines, as if written minutes after each other
+		rewritten := slices.Clone(lines)
+		for i := range 10 {
+			at := time.Date(2027, 1, 1, 0, i*minutes, 0, 0, time.UTC).Format("2006-01-02T15:04:05.000000Z")
+			rewritten[20+i] = regexp.MustCompile(`"time":"[^"]*"`).ReplaceAllString(rewritten[20+i], `"time":"`+at+`"`)
+		}
+		return rewritten
+	}
 	otherKey := ed25519.NewKeyFromSeed(make([]byte, 32)).Public().(ed25519.PublicKey)
 	all := audit.VerifyOptions{PublicKey: public, FromStart: true}
 
@@ -280,13 +288,15 @@ func TestCheckpointsFindWhatTheChainCannot(t *testing.T) {
 			"audit.jsonl:0 seq 20 changed"},
 		"line taken out and rechained": {rechain(slices.Concat(lines[:14], lines[15:])), string(marks), all,
 			"audit.jsonl:0 seq 20 changed; audit.jsonl:0 seq 30 truncated"},
-		"cut":                       {strings.Join(lines[:25], "\n") + "\n", string(marks), all, "audit.jsonl:0 seq 26 truncated"},
-		"cut with its checkpoints":  {strings.Join(lines[:20], "\n") + "\n", strings.Join(signed[:2], ""), audit.VerifyOptions{PublicKey: public, MinSeq: 30}, "audit.jsonl:0 seq 21 truncated"},
-		"checkpoint removed":        {string(raw), signed[0] + signed[2], all, "audit.jsonl.checkpoints:2 seq 30 checkpoint"},
-		"checkpoint changed":        {string(raw), strings.Replace(string(marks), `"seq":20`, `"seq":19`, 1), all, "audit.jsonl.checkpoints:2 seq 19 signature"},
-		"checkpoints removed":       {string(raw), "", all, "audit.jsonl:0 seq 0 checkpoint"},
-		"another key":               {string(raw), string(marks), audit.VerifyOptions{PublicKey: otherKey}, "audit.jsonl.checkpoints:1 seq 10 signature"},
-		"hashes count without keys": {string(raw), strings.Replace(string(marks), `"seq":20`, `"seq":19`, 1), audit.VerifyOptions{}, "audit.jsonl.checkpoints:3 seq 30 checkpoint; audit.jsonl:0 seq 19 changed"},
+		"cut":                      {strings.Join(lines[:25], "\n") + "\n", string(marks), all, "audit.jsonl:0 seq 26 truncated"},
+		"cut with its checkpoints": {strings.Join(lines[:20], "\n") + "\n", strings.Join(signed[:2], ""), audit.VerifyOptions{PublicKey: public, MinSeq: 30}, "audit.jsonl:0 seq 21 truncated"},
+		"tail rewritten, its checkpoints removed": {rechain(later(5)), strings.Join(signed[:2], ""), all, "audit.jsonl:0 seq 21 checkpoint"},
+		"tail not signed yet":                     {rechain(later(0)), strings.Join(signed[:2], ""), all, ""},
+		"checkpoint removed":                      {string(raw), signed[0] + signed[2], all, "audit.jsonl.checkpoints:2 seq 30 checkpoint"},
+		"checkpoint changed":                      {string(raw), strings.Replace(string(marks), `"seq":20`, `"seq":19`, 1), all, "audit.jsonl.checkpoints:2 seq 19 signature"},
+		"checkpoints removed":                     {string(raw), "", all, "audit.jsonl:0 seq 0 checkpoint"},
+		"another key":                             {string(raw), string(marks), audit.VerifyOptions{PublicKey: otherKey}, "audit.jsonl.checkpoints:1 seq 10 signature"},
+		"hashes count without keys":               {string(raw), strings.Replace(string(marks), `"seq":20`, `"seq":19`, 1), audit.VerifyOptions{}, "audit.jsonl.checkpoints:3 seq 30 checkpoint; audit.jsonl:0 seq 19 changed"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "audit.jsonl")
