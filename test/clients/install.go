@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -63,10 +65,31 @@ func goTool(pkg, module, version string) func(context.Context, *machine) (*progr
 		cmd.Dir = m.dir
 		cmd.Env = append(os.Environ(), "GOBIN="+bin, "GOFLAGS=", "GOWORK=off")
 		if out, err := cmd.CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("go install %s@%s: %w: %s", pkg, version, err, lastLine(out))
+			if m.buildInPlace(ctx, pkg, version, name) != nil {
+				return nil, fmt.Errorf("go install %s@%s: %w: %s", pkg, version, err, lastLine(out))
+			}
 		}
 		return &program{Argv: []string{name}, Version: version}, nil
 	}
+}
+
+// buildInPlace builds a program where its module was unpacked. go install asks for the list of the module's versions as well,
+// which not every module proxy has.
+func (m *machine) buildInPlace(ctx context.Context, pkg, version, output string) error {
+	for module := pkg; strings.Count(module, "/") >= 2; module = path.Dir(module) {
+		cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", module+"@"+version)
+		cmd.Dir, cmd.Env = m.dir, append(os.Environ(), "GOFLAGS=-mod=mod", "GOWORK=off")
+		out, err := cmd.Output()
+		var got struct{ Dir string }
+		if err != nil || json.Unmarshal(out, &got) != nil || got.Dir == "" {
+			continue
+		}
+		below := "." + strings.TrimPrefix(pkg, module)
+		build := exec.CommandContext(ctx, "go", "build", "-C", got.Dir, "-mod=readonly", "-o", output, below)
+		build.Env = append(os.Environ(), "GOFLAGS=", "GOWORK=off")
+		return build.Run()
+	}
+	return errors.New("no module has it")
 }
 
 // debian takes a program of Debian's own package, by its path: another of that name may come first in PATH.

@@ -36,7 +36,7 @@ func main() {
 	ways := flag.String("ways", "", "ways in whose names match this `regexp`")
 	install := flag.Bool("install", true, "install what is not there: Go tools and npm packages into the user's cache directory, Debian packages as root")
 	update := flag.Bool("update", false, "write the result into docs/clients.md")
-	limit := flag.Duration("limit", 0, "begin no client after this time, and say which; 0 = no limit")
+	limit := flag.Duration("limit", 0, "begin and install nothing after this time, and say what; 0 = no limit")
 	parallel := flag.Int("parallel", 2, "how many clients run at a time")
 	verbose := flag.Bool("v", false, "print each command and its output")
 	flag.Parse()
@@ -106,14 +106,13 @@ func (r *run) all(ctx context.Context, only, ways string, install bool, parallel
 			continue
 		}
 		slots <- struct{}{}
-		if r.limit > 0 && time.Since(r.started) > r.limit {
-			r.miss(c.Name, fmt.Sprintf("not begun within %v", r.limit))
-			<-slots
-			continue
-		}
 		all.Go(func() {
 			defer func() { <-slots }()
-			program, err := c.Find(ctx, m)
+			if r.late() {
+				r.miss(c.Name, fmt.Sprintf("not begun within %v", r.limit))
+				return
+			}
+			program, err := r.find(ctx, c, m)
 			if err != nil {
 				r.miss(c.Name, err.Error())
 				return
@@ -123,6 +122,10 @@ func (r *run) all(ctx context.Context, only, ways string, install bool, parallel
 					continue
 				}
 				for _, p := range rig.proxies {
+					if r.late() {
+						fmt.Printf("%-28s %-18s %-5s not begun within %v\n", c.Name, w, p.transport(), r.limit)
+						continue
+					}
 					s := rig.session(r, c, program, w, p)
 					s.story(ctx)
 					s.close()
@@ -136,6 +139,19 @@ func (r *run) all(ctx context.Context, only, ways string, install bool, parallel
 	}
 	all.Wait()
 	return r.audit(rig)
+}
+
+// late tells whether nothing more may begin.
+func (r *run) late() bool { return r.limit > 0 && time.Since(r.started) > r.limit }
+
+// find installs for no longer than anything may begin.
+func (r *run) find(ctx context.Context, c *client, m *machine) (*program, error) {
+	if r.limit > 0 {
+		within, cancel := context.WithDeadline(ctx, r.started.Add(r.limit))
+		defer cancel()
+		ctx = within
+	}
+	return c.Find(ctx, m)
 }
 
 func (r *run) miss(client, reason string) {
