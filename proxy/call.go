@@ -50,6 +50,7 @@ type call struct {
 	upload    atomic.Pointer[upload] // the body as it goes to the backend
 	bytesIn   atomic.Int64
 	progress  atomic.Int64 // bumped by every read and write
+	paced     atomic.Int32 // more than 0 while a transfer waits for its session's rate: slow on purpose is not idle
 	cutBy     atomic.Int32 // why the exchange was cut; see cut
 	ending    sync.Mutex   // guards ended
 	ended     bool         // the connection may be another request's by now
@@ -322,13 +323,20 @@ func (c *call) watch() {
 	idle := c.proxy.Limits.IdleTimeout
 	seen := int64(-1)
 	c.watchdog = time.AfterFunc(idle, func() {
-		if now := c.progress.Load(); now != seen {
+		if now := c.progress.Load(); now != seen || c.paced.Load() > 0 {
 			seen = now
 			c.watchdog.Reset(idle)
 			return
 		}
 		c.cut(cutIdle)
 	})
+}
+
+// pace counts n bytes more of a transfer, and waits where its session is ahead of its rate.
+func (c *call) pace(n int) error {
+	c.paced.Add(1)
+	defer c.paced.Add(-1)
+	return c.lease.spend(c.ctx, n)
 }
 
 // cut ends the exchange at once: the backend sees its request broken off, and reads from the client return.
@@ -375,7 +383,7 @@ func (b *clientBody) Read(p []byte) (int, error) {
 func (b *clientBody) count(n int) error {
 	b.c.progress.Add(1)
 	b.c.bytesIn.Add(int64(n))
-	return b.c.lease.spend(b.c.ctx, n)
+	return b.c.pace(n)
 }
 
 // clientGone is a failure to read from or write to the client.

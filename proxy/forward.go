@@ -190,7 +190,7 @@ func (c *call) stream(from io.Reader, flush bool) error {
 	_, err := http1.Copy(c.out.ResponseWriter, from, func(n int) error {
 		c.out.bytes += int64(n)
 		c.progress.Add(1)
-		return c.lease.spend(c.ctx, n)
+		return c.pace(n)
 	})
 	var write *http1.WriteError
 	if errors.As(err, &write) {
@@ -218,7 +218,7 @@ func (c *call) trickle(from io.Reader) error {
 		n, err := from.Read(*buf)
 		if n > 0 {
 			c.progress.Add(1)
-			if err := c.lease.spend(c.ctx, n); err != nil {
+			if err := c.pace(n); err != nil {
 				return err
 			}
 			if _, err := c.out.Write((*buf)[:n]); err != nil {

@@ -232,3 +232,38 @@ func TestAdmin(t *testing.T) {
 		t.Errorf("%d %s", status, text)
 	}
 }
+
+// An upload that ends while the proxy drains has its answer, also over HTTP/2, where net/http hangs up early.
+func TestDrainAnswersTheLastStream(t *testing.T) {
+	r := newRig(t, world.Options{}, world.ProxyOptions{TLS: true})
+	body, w := io.Pipe()
+	request, err := http.NewRequest("PUT", r.proxy.URL+"/artifacts/web/late", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.ContentLength = 1 << 20
+	request.Header.Set("Authorization", "Bearer "+r.Workspace("env-1", "web", "dev@acme.com"))
+	answered := make(chan error, 1)
+	go func() {
+		response, err := r.HTTPClient().Do(request)
+		if err == nil {
+			_, err = io.Copy(io.Discard, response.Body)
+			response.Body.Close()
+			if err == nil && (response.StatusCode != 200 || response.ProtoMajor != 2) {
+				err = fmt.Errorf("%s %s", response.Proto, response.Status)
+			}
+		}
+		answered <- err
+	}()
+	w.Write(make([]byte, 1<<19)) // returns once the client has sent it
+	r.proxy.Signal(syscall.SIGTERM)
+	until(t, "draining", func() bool { return strings.Contains(r.proxy.Log(), "draining") })
+	w.Write(make([]byte, 1<<19))
+	w.Close()
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
+	if err := r.proxy.Wait(); err != nil {
+		t.Errorf("exit: %v", err)
+	}
+}
