@@ -45,7 +45,7 @@ func (s *session) tree(dir string) error {
 
 func restic(name string, find func(context.Context, *machine) (*program, error), old bool) *client {
 	return &client{
-		Name: name, Find: find, TokenInEnv: old, Ways: []way{webIdentity, container, process, token},
+		Name: name, Find: find, TokenInEnv: old, CA: "SSL_CERT_FILE", Ways: []way{webIdentity, container, process, token},
 		Cannot: func(s *session) string {
 			if s.way == webIdentity {
 				return "it sends the token to AWS, and can be told no other STS for it"
@@ -54,9 +54,6 @@ func restic(name string, find func(context.Context, *machine) (*program, error),
 		},
 		Prepare: func(s *session) error {
 			s.set("RESTIC_REPOSITORY", "s3:"+s.proxy.URL+"/"+bucket+"/"+s.prefix+"repo", "RESTIC_PASSWORD", "x", "AWS_DEFAULT_REGION", s.Region)
-			if s.proxy.secure() {
-				s.flag("--cacert", s.CAFile)
-			}
 			if s.way != process {
 				return s.credentials()
 			}
