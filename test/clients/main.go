@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/sluice-s3/sluice/examples/world"
@@ -41,7 +42,7 @@ func main() {
 	verbose := flag.Bool("v", false, "print each command and its output")
 	flag.Parse()
 
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	r := run{verbose: *verbose, started: time.Now(), limit: *limit}
 	if err := r.all(ctx, *only, *ways, *install, *parallel); err != nil {

@@ -84,6 +84,9 @@ func (r *run) update(file, records string) error {
 		fresh[o.client].Rows = append(fresh[o.client].Rows, o.row())
 	}
 	for _, a := range r.absent {
+		if r.late() {
+			continue // it may only have had no time
+		}
 		fresh[a.client] = &record{Client: a.client, Absent: a.reason}
 	}
 	var all []record
