@@ -15,11 +15,10 @@ const (
 
 // batch is what is being written.
 type batch struct {
-	slots   []*slot
-	lines   []byte
-	inFile  int // how much of lines each sink has
-	flushed int
-	out     int
+	slots  []*slot
+	lines  []byte
+	inFile int // how much of lines each sink has
+	out    int
 
 	waiting int       // len(slots); guarded by Log.mu, as is
 	oldest  time.Time // when about the oldest of slots was committed

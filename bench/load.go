@@ -206,11 +206,10 @@ func sendBody(to net.Conn, from *os.File, n int64) error {
 // readHead reads up to and including the empty line. What it returns is good until the next read.
 func readHead(in *bufio.Reader) ([]byte, error) {
 	for at := 1; ; {
-		head, err := in.Peek(at)
-		if err != nil {
+		if _, err := in.Peek(at); err != nil {
 			return nil, err
 		}
-		head, _ = in.Peek(in.Buffered())
+		head, _ := in.Peek(in.Buffered())
 		if end := bytes.Index(head, []byte("\r\n\r\n")); end >= 0 {
 			in.Discard(end + 4)
 			return head[:end+4], nil

@@ -1058,7 +1058,7 @@ func fast(b *ast.Builtin, args []getter, terms []*ast.Term, areTexts, isText boo
 		}
 		limit := -1
 		if b.Name == ast.SplitN.Name {
-			n, ok := terms[2].Value.(ast.Number)
+			n, _ := terms[2].Value.(ast.Number) // "" is no integer either
 			if limit, ok = n.Int(); !ok || limit < 0 || limit > 1000 {
 				return nil, false
 			}

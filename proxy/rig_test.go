@@ -60,19 +60,18 @@ reasons contains sprintf("project %s works below %s", [input.identity.attributes
 
 // rig is a proxy in this process, between a client and backends that record what reaches them.
 type rig struct {
-	t        testing.TB
-	URL      string
-	issuer   *oidctest.Issuer
-	backend  *s3test.Backend
-	proxy    *proxy.Proxy
-	auth     *identity.Authenticator
-	audit    *audit.Log
-	log      *syncBuffer
-	path     string // of the audit log
-	seen     int
-	policy   *policy.Engine
-	server   *front
-	recorded *syncBuffer // audit lines
+	t       testing.TB
+	URL     string
+	issuer  *oidctest.Issuer
+	backend *s3test.Backend
+	proxy   *proxy.Proxy
+	auth    *identity.Authenticator
+	audit   *audit.Log
+	log     *syncBuffer
+	path    string // of the audit log
+	seen    int
+	policy  *policy.Engine
+	server  *front
 }
 
 type rigOptions struct {

@@ -259,7 +259,8 @@ func TestReuse(t *testing.T) {
 				io.CopyN(io.Discard, response.Body, c.read)
 				response.Body.Close()
 			}
-			if reused := <-from == <-from; reused != c.reused {
+			first, second := <-from, <-from
+			if reused := first == second; reused != c.reused {
 				t.Errorf("reused is %t", reused)
 			}
 		})

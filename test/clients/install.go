@@ -115,7 +115,7 @@ func (m *machine) apt(ctx context.Context, pkg, path string) error {
 	case !m.install:
 		return errNotInstalled
 	case os.Getuid() != 0:
-		return fmt.Errorf("%s is not installed, and only root can install Debian's package of it", pkg)
+		return fmt.Errorf("only root can install %s, which is not here, from Debian's packages", pkg)
 	}
 	if _, err := exec.LookPath("apt-get"); err != nil {
 		return fmt.Errorf("no apt-get to install %s with", pkg)
