@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
@@ -121,6 +122,28 @@ func BenchmarkVerify(b *testing.B) {
 				bytes = r.Bytes
 			}
 			b.SetBytes(bytes)
+		})
+	}
+}
+
+func BenchmarkQuery(b *testing.B) {
+	path := benchmarkLog(b, 100_000, false)
+	for name, o := range map[string]audit.QueryOptions{
+		"few of many": {Filter: audit.Filter{Refused: true}},
+		"all grouped": {GroupBy: []string{"who", "operation"}},
+	} {
+		b.Run(name, func(b *testing.B) {
+			defer reportCPU(b)()
+			for b.Loop() {
+				if err := audit.Query(context.Background(), []string{path}, io.Discard, o); err != nil {
+					b.Fatal(err)
+				}
+			}
+			r, err := audit.Verify(context.Background(), []string{path}, audit.VerifyOptions{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.SetBytes(r.Bytes)
 		})
 	}
 }

@@ -42,7 +42,8 @@ func serveUntilKilled(dir, fsync string) {
 		if err != nil {
 			panic(err)
 		}
-		return func(id string) { f.WriteString(id + "\n") } // one write: whole or not at all
+		// 32 bytes, so that none lies on two pages: only then is a write whole or not at all.
+		return func(id string) { f.WriteString(id + "     \n") }
 	}
 	backend, client := note("backend"), note("client")
 	fmt.Println("serving")
@@ -140,9 +141,10 @@ func threeLists(t *testing.T, dir string) {
 		}
 		ids := map[string]bool{}
 		for line := range strings.Lines(string(raw)) {
-			if strings.HasSuffix(line, "\n") {
-				ids[strings.TrimSpace(line)] = true
+			if len(line) != 32 {
+				t.Fatalf("the test's own list is torn: %q", line)
 			}
+			ids[strings.TrimSpace(line)] = true
 		}
 		return ids
 	}
@@ -173,6 +175,7 @@ func threeLists(t *testing.T, dir string) {
 		for id := range list {
 			if _, ok := logged[id]; !ok {
 				missing++
+				t.Logf("missing: %s", id)
 			}
 		}
 	}

@@ -80,10 +80,11 @@ type kafka struct {
 
 // OnBrokerConnect keeps why no broker can be reached, which the client's own errors do not tell.
 func (k *kafka) OnBrokerConnect(_ kgo.BrokerMetadata, _ time.Duration, _ net.Conn, err error) {
-	if err != nil {
-		k.refused.Store(&err)
-	} else {
+	switch {
+	case err == nil:
 		k.refused.Store(nil)
+	case !errors.Is(err, context.Canceled): // that would be our own doing
+		k.refused.Store(&err)
 	}
 }
 
