@@ -80,7 +80,8 @@ func (s *server) ready(w http.ResponseWriter, r *http.Request) {
 	body["revocations"] = component{OK: auth.Revocations.Ready, Error: auth.Revocations.Error}
 	body["audit"] = component{OK: true}
 	if err := s.keep.audit.Health(); err != nil {
-		body["audit"] = component{Error: err.Error()}
+		// Told to serve what cannot be recorded, the proxy is ready all the same.
+		body["audit"] = component{OK: parts.config.Audit.OnFailure == "continue", Error: err.Error()}
 	}
 	if s.draining.Load() {
 		body["listener"] = component{Error: "draining"}
