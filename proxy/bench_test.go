@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"testing"
 
+	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/proxy"
 )
 
@@ -42,9 +43,17 @@ func (n *nowhere) Header() http.Header         { return n.header }
 func (n *nowhere) WriteHeader(int)             {}
 func (n *nowhere) Write(p []byte) (int, error) { return len(p), nil }
 
-// BenchmarkGet is the whole path of a small GET, less the two connections.
+// BenchmarkGet is the whole path of a small GET, less the two connections: with the journal and the log's file, and with
+// neither.
 func BenchmarkGet(b *testing.B) {
-	r := newRig(b, rigOptions{configure: func(c *proxy.Config) { c.Backends[0].Transport = still{string(make([]byte, 1024))} }})
+	b.Run("journalled", func(b *testing.B) { benchmarkGet(b, nil) })
+	b.Run("unjournalled", func(b *testing.B) {
+		benchmarkGet(b, func(c *audit.Config) { c.File, c.Stdout, c.StdoutWriter = nil, true, io.Discard })
+	})
+}
+
+func benchmarkGet(b *testing.B, recording func(*audit.Config)) {
+	r := newRig(b, rigOptions{audit: recording, configure: func(c *proxy.Config) { c.Backends[0].Transport = still{string(make([]byte, 1024))} }})
 	template := httptest.NewRequest("GET", "/artifacts/web/some/object.bin", nil)
 	template.Header.Set("User-Agent", "aws-cli/2")
 	token := "Bearer " + r.token()
