@@ -61,11 +61,7 @@ func (c *call) deleteObjects() {
 		}
 		defer answer.Body.Close()
 		if answer.StatusCode != http.StatusOK || len(refused) == 0 {
-			if err := c.relay(answer); err != nil {
-				c.refuse(err)
-				return
-			}
-			c.event.Outcome = audit.Completed
+			c.settle(c.relay(answer))
 			return
 		}
 		result = answer.Body

@@ -26,7 +26,12 @@ func (c *call) forward(body s3wire.Outbound) {
 	if c.decision.FilterListing && c.op.Listing() && answer.StatusCode == http.StatusOK {
 		relay = c.relayFiltered
 	}
-	if err := relay(answer); err != nil {
+	c.settle(relay(answer))
+}
+
+// settle ends a request whose answer was passed on, or could not be.
+func (c *call) settle(err error) {
+	if err != nil {
 		c.refuse(err)
 		return
 	}
@@ -330,9 +335,5 @@ func (c *call) forwardPreflight() {
 		return
 	}
 	defer answer.Body.Close()
-	if err := c.relay(answer); err != nil {
-		c.refuse(err)
-		return
-	}
-	c.event.Outcome = audit.Completed
+	c.settle(c.relay(answer))
 }
