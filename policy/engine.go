@@ -176,7 +176,7 @@ func (e *Engine) reload(ctx context.Context) error {
 
 // offer puts a policy in force, or says why it cannot be.
 func (e *Engine) offer(f *files) error {
-	if s := e.current.Load(); s != nil && s.revision == f.revision && !f.fresh {
+	if s := e.current.Load(); s != nil && s.revision == f.revision && (!f.fresh || f.same(s.files)) {
 		e.report(s, nil)
 		return nil
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -43,7 +44,7 @@ type opaSource struct {
 
 	// mu guards what the plugins told.
 	mu      sync.Mutex
-	told    map[string]error // by bundle: what came of it last
+	told    map[string]error // by bundle: what came of it last; nil = nobody listens
 	changed chan struct{}    // closed when told changes
 }
 
@@ -62,17 +63,15 @@ func newOPASource(c map[string]any, offer func(*files) error, fail func(error), 
 // load begins anew: OPA's downloaders cannot be asked for an extra download while they poll. The policy in force
 // stays until the first bundle is there.
 func (s *opaSource) load(ctx context.Context) error {
-	s.stop()
-	s.mu.Lock()
-	s.told, s.changed = map[string]error{}, make(chan struct{})
-	s.mu.Unlock()
-
 	store := &acceptingStore{Store: inmem.NewWithOpts(inmem.OptRoundTripOnWrite(false)), accept: s.accept}
 	m, err := plugins.New(s.config, "sluice", store, plugins.Logger(logging.NewNoOpLogger()))
 	if err != nil {
 		return fmt.Errorf("policy.opa: %w", err)
 	}
 	if err := m.Init(ctx); err != nil {
+		return fmt.Errorf("policy.opa: %w", err)
+	}
+	if err := canKeep(m); err != nil {
 		return fmt.Errorf("policy.opa: %w", err)
 	}
 	d, err := discovery.New(m)
@@ -85,6 +84,11 @@ func (s *opaSource) load(ctx context.Context) error {
 		s.tell("discovery", st.Errors, st.Message)
 		s.listen(m) // bundles may have come with it
 	})
+
+	s.stop()
+	s.mu.Lock()
+	s.told, s.changed = map[string]error{}, make(chan struct{})
+	s.mu.Unlock()
 	if err := m.Start(ctx); err != nil {
 		m.Stop(ctx)
 		return fmt.Errorf("policy.opa: %w", err)
@@ -94,7 +98,33 @@ func (s *opaSource) load(ctx context.Context) error {
 	return s.wait(ctx, m)
 }
 
+// canKeep finds out before OPA does whether there is a place for what it keeps: its downloader of OCI artifacts panics
+// where there is none, later even in a goroutine of its own.
+func canKeep(m *plugins.Manager) error {
+	at, key := os.TempDir(), "the directory for temporary files"
+	if dir := m.GetConfig().PersistenceDirectory; dir != nil {
+		at, key = *dir, "persistence_directory"
+	} else if !slices.ContainsFunc(m.Services(), func(name string) bool { return strings.EqualFold(m.Client(name).Config().Type, "oci") }) {
+		return nil
+	}
+	err := os.MkdirAll(at, 0o700)
+	if err == nil {
+		var probe string
+		if probe, err = os.MkdirTemp(at, ".probe-*"); err == nil {
+			err = os.Remove(probe)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%s cannot be written: %w", key, err)
+	}
+	return nil
+}
+
+// stop ends the polling. That a poll is broken off by it is no failure to tell of.
 func (s *opaSource) stop() {
+	s.mu.Lock()
+	s.told = nil
+	s.mu.Unlock()
 	if s.manager != nil {
 		s.manager.Stop(context.Background())
 		s.manager = nil
@@ -116,6 +146,10 @@ func (s *opaSource) tell(name string, errs []error, message string) {
 		err = errors.New(message)
 	}
 	s.mu.Lock()
+	if s.told == nil {
+		s.mu.Unlock()
+		return
+	}
 	if err != nil {
 		err = fmt.Errorf("bundle %s: %w", name, err)
 	}
@@ -213,7 +247,7 @@ func (s *opaSource) accept(ctx context.Context, store storage.Store, txn storage
 	committed := err == nil || lost || !s.force() && !s.alone
 	s.mu.Lock()
 	delete(s.told, together)
-	if err != nil && committed {
+	if err != nil && committed && s.told != nil {
 		s.told[together] = fmt.Errorf("the bundles together: %w", err)
 	}
 	s.mu.Unlock()

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/bundle"
@@ -31,7 +32,10 @@ type bundles struct {
 
 	mu       sync.Mutex
 	content  map[string][]byte
+	changed  chan struct{} // closed when content changes
 	down     bool
+	longPoll bool
+	waiting  int // long polls begun
 	notAgain int // answers 304
 }
 
@@ -46,7 +50,7 @@ func newBundles(t *testing.T) *bundles {
 		t.Fatal(err)
 	}
 	b := &bundles{
-		t: t, content: map[string][]byte{},
+		t: t, content: map[string][]byte{}, changed: make(chan struct{}),
 		private: string(pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})),
 		public:  string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public})),
 	}
@@ -58,8 +62,20 @@ func newBundles(t *testing.T) *bundles {
 			http.Error(w, "gone", http.StatusServiceUnavailable)
 			return
 		}
-		sum := sha256.Sum256(content)
-		etag := `"` + hex.EncodeToString(sum[:]) + `"`
+		for b.longPoll && r.Header.Get("If-None-Match") == etagOf(content) && strings.Contains(r.Header.Get("Prefer"), "wait=") {
+			b.waiting++
+			changed := b.changed
+			b.mu.Unlock()
+			select {
+			case <-changed:
+			case <-r.Context().Done():
+			}
+			b.mu.Lock()
+			if content = b.content[r.URL.Path]; r.Context().Err() != nil {
+				return
+			}
+		}
+		etag := etagOf(content)
 		w.Header().Set("ETag", etag)
 		if r.Header.Get("If-None-Match") == etag {
 			b.notAgain++
@@ -67,10 +83,18 @@ func newBundles(t *testing.T) *bundles {
 			return
 		}
 		w.Header().Set("Content-Type", "application/gzip")
+		if b.longPoll {
+			w.Header().Set("Content-Type", "application/vnd.openpolicyagent.bundles") // says that it can
+		}
 		w.Write(content)
 	}))
 	t.Cleanup(b.Close)
 	return b
+}
+
+func etagOf(content []byte) string {
+	sum := sha256.Sum256(content)
+	return `"` + hex.EncodeToString(sum[:]) + `"`
 }
 
 // publish puts a bundle there; how may spoil it first.
@@ -83,6 +107,8 @@ func (b *bundles) put(path string, content []byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.content[path] = content
+	close(b.changed)
+	b.changed = make(chan struct{})
 }
 
 func (b *bundles) build(revision, rego string, data map[string]any, how ...func(*bundle.Bundle)) []byte {
@@ -219,6 +245,67 @@ func (b *bundles) count() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.notAgain
+}
+
+// TestOPALongPoll: a server that answers when there is something new is heard at once; and a poll that a reload breaks
+// off is no failure.
+func TestOPALongPoll(t *testing.T) {
+	t.Parallel()
+	b := newBundles(t)
+	b.longPoll = true
+	b.publish("/authz", "r1", allowAll, nil)
+	config := b.config(t.TempDir(), "/authz")
+	config.OPA["bundles"].(map[string]any)["authz"].(map[string]any)["polling"] = map[string]any{"long_polling_timeout_seconds": 600}
+	heard := make(chan policy.Status, 100)
+	ctx, stop := context.WithCancel(context.Background())
+	e, err := policy.Open(ctx, config, func(s policy.Status) { heard <- s })
+	if err != nil {
+		stop()
+		t.Fatal(err)
+	}
+	next := func(revision string) {
+		t.Helper()
+		select {
+		case s := <-heard:
+			if s.Revision != revision || s.Err != nil {
+				t.Errorf("%+v, want %s", s, revision)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s not heard of in time; %+v", revision, e.Status())
+		}
+	}
+	next("r1")
+	for begun, revision := range []string{"r2", "r3"} {
+		for b.begun() <= begun {
+			runtime.Gosched()
+		}
+		b.publish("/authz", revision, allowAll, nil)
+		next(revision)
+	}
+	for b.begun() < 3 {
+		runtime.Gosched()
+	}
+	b.mu.Lock()
+	b.longPoll = false
+	b.content["/authz"] = b.build("r4", allowAll, nil) // and nobody that waits is told
+	b.mu.Unlock()
+	if err := e.Reload(context.Background()); err != nil {
+		t.Error(err)
+	}
+	next("r4")
+	stop()
+	e.Wait()
+	select {
+	case s := <-heard:
+		t.Errorf("to end is no failure either: %+v", s)
+	default:
+	}
+}
+
+func (b *bundles) begun() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.waiting
 }
 
 // TestOPAManyBundles: policy from one team, data from another.

@@ -1,11 +1,13 @@
 package policy
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"path"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -46,6 +48,11 @@ type files struct {
 	data     map[string]any    // data that is read already (bundles)
 	revision string
 	fresh    bool // the revision is somebody's word: another policy may have the same
+}
+
+// same tells whether two policies with one revision are one.
+func (f *files) same(o *files) bool {
+	return maps.EqualFunc(f.rego, o.rego, bytes.Equal) && reflect.DeepEqual(f.data, o.data)
 }
 
 // parse reads the texts, and reports every one that cannot be read.
