@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -22,7 +23,6 @@ import (
 	"github.com/go-git/go-git/v5/plumbing/object"
 	"github.com/go-git/go-git/v5/plumbing/transport"
 	githttp "github.com/go-git/go-git/v5/plumbing/transport/http"
-	gitssh "github.com/go-git/go-git/v5/plumbing/transport/ssh"
 	"github.com/go-git/go-git/v5/storage"
 	"github.com/go-git/go-git/v5/storage/filesystem"
 	"github.com/go-git/go-git/v5/storage/memory"
@@ -128,11 +128,12 @@ func (s *gitSource) fetch(ctx context.Context) (plumbing.Hash, error) {
 	if err != nil {
 		return fail(err)
 	}
+	through := s.config.dialUntil(ctx)
 	remote := gogit.NewRemote(s.repo.Storer, &gitconfig.RemoteConfig{Name: "origin", URLs: []string{s.config.URL}})
 
 	from := s.config.ref()
 	if !plumbing.IsHash(from) {
-		refs, err := remote.ListContext(ctx, &gogit.ListOptions{Auth: auth, CABundle: ca})
+		refs, err := remote.ListContext(ctx, &gogit.ListOptions{Auth: auth, CABundle: ca, ProxyOptions: through})
 		if err != nil {
 			return fail(err)
 		}
@@ -149,7 +150,7 @@ func (s *gitSource) fetch(ctx context.Context) (plumbing.Hash, error) {
 	}
 	options := &gogit.FetchOptions{
 		RefSpecs: []gitconfig.RefSpec{gitconfig.RefSpec("+" + from + ":" + fetchedRef.String())},
-		Depth:    1, Tags: gogit.NoTags, Force: true, Auth: auth, CABundle: ca,
+		Depth:    1, Tags: gogit.NoTags, Force: true, Auth: auth, CABundle: ca, ProxyOptions: through,
 	}
 	if err = remote.FetchContext(ctx, options); errors.Is(err, gogit.ErrExactSHA1NotSupported) {
 		// Not every server gives out a commit by its id. Then it comes with all the rest.
@@ -273,50 +274,26 @@ func (c *Git) credentials() (auth transport.AuthMethod, ca []byte, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	user := endpoint.User
 	switch {
-	case c.TokenFile != "" || c.TokenEnv != "":
-		token := os.Getenv(c.TokenEnv)
-		if c.TokenFile != "" {
-			content, err := os.ReadFile(c.TokenFile)
-			if err != nil {
-				return nil, nil, err
-			}
-			token = strings.TrimSpace(string(content))
-		}
-		if token == "" {
-			return nil, nil, fmt.Errorf("the token in %s%s is empty", c.TokenFile, c.TokenEnv)
-		}
-		if user == "" {
-			user = "sluice" // GitHub and GitLab take any name with a token, but not none
-		}
-		return &githttp.BasicAuth{Username: user, Password: token}, ca, nil
-	case endpoint.Protocol != "ssh" || c.SSHKeyFile == "" && c.KnownHostsFile == "":
+	case endpoint.Protocol == "ssh":
+		auth, err = c.sshAuth(endpoint)
+		return auth, ca, err
+	case c.TokenFile == "" && c.TokenEnv == "":
 		return nil, ca, nil
 	}
-	if user == "" {
-		user = "git"
-	}
-	var helper gitssh.HostKeyCallbackHelper
-	if c.KnownHostsFile != "" {
-		if helper.HostKeyCallback, err = gitssh.NewKnownHostsCallback(c.KnownHostsFile); err != nil {
-			return nil, nil, err
-		}
-	}
-	if c.SSHKeyFile == "" {
-		agent, err := gitssh.NewSSHAgentAuth(user)
+	token := os.Getenv(c.TokenEnv)
+	if c.TokenFile != "" {
+		content, err := os.ReadFile(c.TokenFile)
 		if err != nil {
 			return nil, nil, err
 		}
-		agent.HostKeyCallbackHelper = helper
-		return agent, ca, nil
+		token = strings.TrimSpace(string(content))
 	}
-	key, err := gitssh.NewPublicKeysFromFile(user, c.SSHKeyFile, "")
-	if err != nil {
-		return nil, nil, err
+	if token == "" {
+		return nil, nil, fmt.Errorf("the token in %s%s is empty", c.TokenFile, c.TokenEnv)
 	}
-	key.HostKeyCallbackHelper = helper
-	return key, ca, nil
+	// GitHub and GitLab take any name with a token, but not none.
+	return &githttp.BasicAuth{Username: cmp.Or(endpoint.User, "sluice"), Password: token}, ca, nil
 }
 
 // check reports every problem of the section.

@@ -11,7 +11,9 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/open-policy-agent/opa/v1/bundle"
 	"github.com/open-policy-agent/opa/v1/compile"
+
 	"github.com/sluice-s3/sluice/policy"
+	"github.com/sluice-s3/sluice/policy/policytest"
 )
 
 const policyRepo = "../examples/policy-repo"
@@ -20,32 +22,32 @@ const policyRepo = "../examples/policy-repo"
 // does.
 func TestPolicyRepo(t *testing.T) {
 	t.Parallel()
-	r := newRepository(t)
-	if err := os.CopyFS(r.dir, os.DirFS(policyRepo)); err != nil {
+	r := policytest.NewRepository(t)
+	if err := os.CopyFS(r.Dir, os.DirFS(policyRepo)); err != nil {
 		t.Fatal(err)
 	}
-	b := newBundles(t)
+	b := policytest.NewBundles(t)
 	// ci is the job: test, build, sign, publish.
 	ci := func(commit string) {
 		t.Helper()
 		var out bytes.Buffer
-		if ok, err := policy.Test(context.Background(), []string{filepath.Join(r.dir, "policies")}, &out, false); !ok || err != nil {
+		if ok, err := policy.Test(context.Background(), []string{filepath.Join(r.Dir, "policies")}, &out, false); !ok || err != nil {
 			t.Fatalf("%v\n%s", err, out.String())
 		}
 		var tarball bytes.Buffer
 		err := compile.New().
-			WithPaths(filepath.Join(r.dir, "policies")).WithRevision(commit).
-			WithBundleSigningConfig(bundle.NewSigningConfig(b.private, "RS256", "")).
+			WithPaths(filepath.Join(r.Dir, "policies")).WithRevision(commit).
+			WithBundleSigningConfig(bundle.NewSigningConfig(b.Private, "RS256", "")).
 			WithBundleVerificationKeyID("ci").
 			WithOutput(&tarball).Build(context.Background())
 		if err != nil {
 			t.Fatal(err)
 		}
-		b.put("/sluice/bundle.tar.gz", tarball.Bytes())
+		b.Put("/sluice/bundle.tar.gz", tarball.Bytes())
 	}
-	config := b.config(t.TempDir(), "/sluice/bundle.tar.gz")
+	config := policy.Config{OPA: b.OPA(t.TempDir(), "/sluice/bundle.tar.gz")}
 
-	first := r.commit(nil)
+	first := r.Commit(nil)
 	ci(first)
 	e, heard := watched(t, config)
 	if s := e.Status(); s.Revision != first {
@@ -55,7 +57,7 @@ func TestPolicyRepo(t *testing.T) {
 	if d := decide(t, e, q); d.Allow || len(d.Reasons) != 1 || d.Reasons[0] != "handbook is not below web/" {
 		t.Errorf("%+v", d)
 	}
-	second := r.commit(map[string]string{"policies/releases.yaml": "releases: {acme-releases: true, acme-docs: true}\n"})
+	second := r.Commit(map[string]string{"policies/releases.yaml": "releases: {acme-releases: true, acme-docs: true}\n"})
 	ci(second)
 	heard(func(s policy.Status) bool { return s.Revision == second && s.Err == nil })
 	if d := decide(t, e, q); !d.Allow || d.Revision != second {
