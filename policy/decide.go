@@ -2,6 +2,7 @@ package policy
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -70,7 +71,7 @@ func (s *snapshot) visible(e *evaluation, q *Question, keys []string) ([]bool, e
 		in.begin(&read.Accesses[0])
 		var a answer
 		if err := in.askAllow(&a); err != nil {
-			return nil, fmt.Errorf("decide s3:GetObject by policy %s: %w", s.revision, err)
+			return nil, s.undecided("s3:GetObject", err)
 		}
 		visible[i] = a.allow
 	}
@@ -87,10 +88,30 @@ func (s *snapshot) each(e *evaluation, q *Question, ask func(i int, in *asking) 
 	for i := range q.Accesses {
 		in.begin(&q.Accesses[i])
 		if err := ask(i, in); err != nil {
-			return fmt.Errorf("decide %s by policy %s: %w", q.Accesses[i].Action, s.revision, err)
+			return s.undecided(q.Accesses[i].Action, err)
 		}
 	}
 	return nil
+}
+
+// Undecided is a policy that failed on a question: a built-in function did, rules contradict each other, or evaluation
+// did not end. It allows nothing: refuse, as what is undefined is refused.
+type Undecided struct {
+	Action, Revision string
+	Err              error
+}
+
+func (e *Undecided) Error() string {
+	return fmt.Sprintf("decide %s by policy %s: %v", e.Action, e.Revision, e.Err)
+}
+func (e *Undecided) Unwrap() error { return e.Err }
+
+// undecided leaves apart who is no longer there to be answered.
+func (s *snapshot) undecided(action string, err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("decide %s by policy %s: %w", action, s.revision, err)
+	}
+	return &Undecided{action, s.revision, err}
 }
 
 func (s *snapshot) asking(e *evaluation, q *Question) *asking {
@@ -210,8 +231,10 @@ func (a *answer) readTerm(name string, v ast.Value) {
 	switch name {
 	case ruleRole.name:
 		role, ok := v.(ast.String)
-		if a.role = string(role); !ok || role == "" {
+		if a.role = string(role); !ok {
 			err = fmt.Errorf("want a string with the role's name, have %s", ast.ValueName(v))
+		} else if role == "" {
+			err = errors.New("want a string with the role's name, have an empty one: leave the rule undefined for the backend's own")
 		}
 	case ruleSessionPolicy.name:
 		a.sessionPolicy, err = sessionPolicy(v)

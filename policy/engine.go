@@ -128,6 +128,7 @@ type Status struct {
 	Loaded   time.Time // when the policy in force was loaded
 	Checked  time.Time // when its source last had no other: how old the policy may be
 	Err      error     // why the newest could not be loaded; nil = in force
+	Mistyped []Finding // rules whose value is never understood, so that they refuse
 	Shadow   *Status   // nil where no shadow policy is configured
 }
 
@@ -146,9 +147,17 @@ func (e *Engine) Status() Status {
 func (e *Engine) status() Status {
 	st := Status{Err: e.err, Checked: e.checked}
 	if s := e.current.Load(); s != nil {
-		st.Revision, st.Loaded = s.revision, s.loaded
+		st.Revision, st.Loaded, st.Mistyped = s.revision, s.loaded, s.mistyped
 	}
 	return st
+}
+
+// Revision is that of the policy in force, "" where there is none.
+func (e *Engine) Revision() string {
+	if s := e.current.Load(); s != nil {
+		return s.revision
+	}
+	return ""
 }
 
 // Reload loads the policy again now; the old one stays in force where that fails. The shadow is loaded too, but

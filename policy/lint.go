@@ -17,7 +17,7 @@ var InputSchema []byte
 
 // Finding is something in a policy that works, but probably not as its author thinks.
 type Finding struct {
-	Kind    string `json:"kind"` // schema, strict, cost or speed
+	Kind    string `json:"kind"` // type, schema, strict, cost or speed
 	File    string `json:"file"`
 	Line    int    `json:"line"`
 	Message string `json:"message"`
@@ -27,15 +27,18 @@ func (f Finding) String() string {
 	return fmt.Sprintf("%s:%d: %s: %s", f.File, f.Line, f.Kind, f.Message)
 }
 
-// Lint looks through the policy in force: for fields that the input does not have (schema), for what `opa check
-// --strict` finds (strict), for rules whose cost grows with the data (cost), and for those that the fast path leaves
-// to OPA (speed). The first two are mistakes; the others may be meant.
+// Mistake tells whether the rule never does what its author thinks, rather than doing it slowly.
+func (f Finding) Mistake() bool { return f.Kind == "type" || f.Kind == "schema" || f.Kind == "strict" }
+
+// Lint looks through the policy in force: for rules of a type that is never understood (type), for fields that the input
+// does not have (schema), for what `opa check --strict` finds (strict), for rules whose cost grows with the data (cost),
+// and for those that the fast path leaves to OPA (speed).
 func (e *Engine) Lint() []Finding {
 	s := e.current.Load()
 	if s == nil {
 		return nil
 	}
-	findings := append(s.lintTypes(), s.lintCost()...)
+	findings := slices.Concat(s.mistyped, s.lintTypes(), s.lintCost())
 	for _, path := range sortedKeys(s.program.allRules()) {
 		if rs := s.program.rules[path]; rs.unknown != nil && rs.first != nil {
 			findings = append(findings, Finding{

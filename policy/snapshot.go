@@ -149,6 +149,9 @@ type snapshot struct {
 	// Those whose rules the policy does not have are nil, and cost nothing.
 	allow, terms, reasons *query
 
+	// mistyped are rules whose value is never understood. What they are about is refused when it is asked.
+	mistyped []Finding
+
 	// program answers most questions faster; nil = never.
 	program *program
 }
@@ -230,8 +233,9 @@ func entrypointRef(entrypoint string) (ast.Ref, error) {
 	return ref, nil
 }
 
-// check refuses a policy that could never allow anything, or whose rules have a type that is never understood:
-// both are better said when it is loaded than by refusing every request.
+// check refuses a policy without the rule that allows, or with a function in the place of a rule, which would be passed
+// over. A rule of a type that is never understood is noted: it refuses when it is asked, as if its value had turned out
+// so, and its author had better know before.
 func (s *snapshot) check(entry ast.Ref) error {
 	if len(s.compiler.GetRulesWithPrefix(entry)) == 0 {
 		return fmt.Errorf("no package %s: it is the policy's entrypoint; write `package %[1]s`, or set policy.entrypoint", pathString(entry))
@@ -249,7 +253,10 @@ func (s *snapshot) check(entry ast.Ref) error {
 		if len(rules[0].Head.Args) > 0 {
 			errs = append(errs, fmt.Errorf("%s: `%s` is a function, want %s", rules[0].Location, r.name, r.want))
 		} else if t := s.compiler.TypeEnv.GetByRef(ref); t != nil && !couldBe(t, r.is) {
-			errs = append(errs, fmt.Errorf("%s: `%s` is always %s, want %s", rules[0].Location, r.name, types.Sprint(t), r.want))
+			s.mistyped = append(s.mistyped, Finding{
+				Kind: "type", File: rules[0].Location.File, Line: rules[0].Location.Row,
+				Message: fmt.Sprintf("`%s` is always %s, want %s: it refuses", r.name, types.Sprint(t), r.want),
+			})
 		}
 	}
 	return errors.Join(errs...)

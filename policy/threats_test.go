@@ -128,11 +128,19 @@ func TestT21DefaultAllow(t *testing.T) {
 		{name: "null", rego: `allow := ` + unknown},
 		{name: "list", rego: `allow := ` + unknown, x: []any{true}},
 		{name: "object", rego: `allow := ` + unknown, x: map[string]any{"allow": true}},
+		{name: "always a string", rego: "allow := `true`"},
+		{name: "always a number", rego: "allow := 1"},
+		{name: "always a set", rego: "allow contains `x`"},
+		{name: "always an object", rego: "allow := {`allow`: true}"},
+		{name: "deny always a boolean", rego: "allow := true\ndeny if input.key", reason: "policy: deny: want a set of strings, have boolean"},
+		{name: "deny always a string", rego: "allow := true\ndeny := `no`", reason: "policy: deny: want a set of strings, have string"},
+		{name: "role always a number", rego: "allow := true\nrole := 1", reason: "policy: role: want a string with the role's name, have number"},
+		{name: "limits always a list", rego: "allow := true\nlimits := [1]", reason: "policy: limits: want an object, have array"},
 		{name: "denied", rego: "allow := true\ndeny contains \"no\"", reason: "no"},
 		{name: "deny of another type", rego: "allow := true\ndeny := " + unknown, x: "no", reason: "policy: deny: want a set of strings, have string"},
 		{name: "deny as list", rego: "allow := true\ndeny := " + unknown, x: []any{}, reason: "policy: deny: want a set of strings, have array"},
 		{name: "deny of numbers", rego: "allow := true\ndeny contains " + unknown, x: json.Number("1"), reason: "policy: deny: want a set of strings, have number in it"},
-		{name: "empty role", rego: "allow := true\nrole := " + unknown, x: "", reason: "policy: role: want a string with the role's name, have string"},
+		{name: "empty role", rego: "allow := true\nrole := " + unknown, x: "", reason: "policy: role: want a string with the role's name, have an empty one: leave the rule undefined for the backend's own"},
 		{name: "role of another type", rego: "allow := true\nrole := " + unknown, x: []any{"r"}, reason: "policy: role: want a string with the role's name, have array"},
 		{name: "session policy of another type", rego: "allow := true\nsession_policy := " + unknown, x: []any{}, reason: "policy: session_policy: want an object, an IAM policy document, have array"},
 		{name: "session policy without statements", rego: "allow := true\nsession_policy := " + unknown, x: map[string]any{"Statement": []any{}}, reason: `policy: session_policy: want a list of statements below "Statement"`},
@@ -157,7 +165,7 @@ func TestT21DefaultAllow(t *testing.T) {
 			}
 			switch {
 			case test.fails != "":
-				if err == nil || d != nil || !strings.Contains(err.Error(), test.fails) {
+				if _, undecided := errors.AsType[*policy.Undecided](err); !undecided || d != nil || !strings.Contains(err.Error(), test.fails) {
 					t.Errorf("have %+v, %v", d, err)
 				}
 				if allowed, err := e.Allowed(context.Background(), q); err == nil && allowed[0] && test.name != "function fails in role" {
@@ -229,10 +237,8 @@ func TestT21NoStartWithoutPolicy(t *testing.T) {
 		{"names", map[string]string{"a.rego": "package s3.authz\nallow if net.lookup_ip_addr(`localhost`)"}, "net.lookup_ip_addr is not available: policies may not reach the network"},
 		{"environment", map[string]string{"a.rego": "package s3.authz\nallow if opa.runtime().env.HOME"}, "opa.runtime is not available: policies may not read the environment"},
 		{"files by schema", map[string]string{"a.rego": "package s3.authz\nallow if json.match_schema({}, {`$ref`: `file:///etc/hostname`})"}, "json.match_schema is not available"},
-		{"allow of a wrong type", map[string]string{"a.rego": "package s3.authz\nallow := `true`"}, "`allow` is always string, want a boolean"},
-		{"allow as a set", map[string]string{"a.rego": "package s3.authz\nallow contains `x`"}, "`allow` is always set[string]"},
+		{"deny as a function", map[string]string{"a.rego": "package s3.authz\nallow := true\ndeny(x) if x"}, "`deny` is a function"},
 		{"allow as a function", map[string]string{"a.rego": "package s3.authz\nallow(x) if x"}, "`allow` is a function"},
-		{"deny as a boolean", map[string]string{"a.rego": "package s3.authz\nallow := true\ndeny if input.key"}, "`deny` is always boolean, want a set of strings"},
 		{"data that is no object", map[string]string{"a.rego": "package s3.authz\nallow := true", "d.json": "[]"}, "d.json: a data file holds an object"},
 		{"data twice", map[string]string{"a.rego": "package s3.authz\nallow := true", "d.json": `{"x": {"y": 1}}`, "x/e.yaml": "y: 2"}, "another data file has a value"},
 		{"data cut short", map[string]string{"a.rego": "package s3.authz\nallow := true", "d.json": `{"x": `}, "d.json"},

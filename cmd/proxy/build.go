@@ -90,6 +90,9 @@ func build(ctx context.Context, c *Config, keep lasting, previous *parts) (_ *pa
 			return
 		}
 		keep.log.Info("policy loaded", slog.String("revision", s.Revision))
+		for _, found := range s.Mistyped {
+			keep.log.Warn("a rule of this policy is never understood, and so refuses", slog.String("rule", found.String()))
+		}
 	})
 	if err != nil {
 		return nil, err

@@ -95,7 +95,7 @@ func checkPolicy(out io.Writer, c *Config) error {
 	mistakes := false
 	for _, found := range engine.Lint() {
 		fmt.Fprintf(out, "policy: %s\n", found)
-		mistakes = mistakes || found.Kind == "schema" || found.Kind == "strict"
+		mistakes = mistakes || found.Mistake()
 	}
 	if mistakes {
 		return &exitError{exitFailed}
@@ -258,7 +258,7 @@ func (d *doctor) policy(ctx context.Context) {
 	}
 	d.ok("policy", "revision %s", engine.Status().Revision)
 	for _, found := range engine.Lint() {
-		if found.Kind == "schema" || found.Kind == "strict" {
+		if found.Mistake() {
 			d.fail("policy", "mend the rule: as it is, it never holds as its author thinks", "%s", found)
 		} else {
 			d.ok("policy", "%s", found)
