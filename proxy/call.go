@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -80,7 +81,8 @@ func newCall(p *Proxy, w http.ResponseWriter, r *http.Request, record *audit.Rec
 	c.event.Host = r.Host
 	c.event.UserAgent = r.UserAgent()
 	c.event.SourceIP = p.sourceIP(r)
-	c.event.Outcome = audit.Failed // until something better is known
+	c.event.Outcome = audit.Failed                        // until something better is known
+	c.event.Decision.PolicyRevision = p.Policy.Revision() // until policy is asked: the one it would have been asked of
 	c.out.Header().Set("X-Sluice-Request-Id", c.event.ID)
 	c.out.progress = &c.progress
 	c.startSpan()
@@ -145,8 +147,8 @@ func (c *call) refuse(err error) {
 	}
 	c.event.Error = e.Code
 	c.event.Outcome = outcome
-	if outcome == audit.Refused && c.decision == nil {
-		c.event.Decision.Reasons = []string{e.Message} // what the client is told: it was refused before policy was asked
+	if outcome == audit.Refused && (c.decision == nil || c.decision.Allow) && len(c.event.Decision.Reasons) == 0 {
+		c.event.Decision.Reasons = []string{e.Message} // what the client is told: it was not policy that refused
 	}
 	if outcome == audit.Failed {
 		c.proxy.Log.Warn("request failed", slog.String("id", c.event.ID), slog.String("operation", c.event.Operation),
@@ -196,10 +198,16 @@ func (c *call) setProof(proof *identity.Proof) error {
 	return c.proxy.sessions.admit(&c.lease, proof.Identity)
 }
 
-// blame records who was refused, where the credential told that much.
+// blame records what the caller is not told: who was refused, where the credential told that much, and how policy failed.
 func (c *call) blame(err error) {
 	if e, ok := errors.AsType[*identity.Error](err); ok && e.Identity != nil {
 		c.setIdentity(e.Identity)
+	}
+	if e, ok := errors.AsType[*policy.Undecided](err); ok {
+		// For whoever writes the policy; the caller is told that it failed, and no more.
+		reason := "policy: " + strings.Join(strings.Fields(e.Err.Error()), " ")
+		c.event.Decision.Reasons, c.event.Decision.PolicyRevision = []string{reason}, e.Revision
+		c.proxy.Log.Warn("policy failed", slog.String("id", c.event.ID), slog.String("action", e.Action), slog.String("revision", e.Revision), slog.String("error", reason))
 	}
 }
 
@@ -291,7 +299,9 @@ func (c *call) question(accesses []s3wire.Access) *policy.Question {
 	}
 	for i, a := range accesses {
 		name := ""
-		if b := c.proxy.backendOf(a.Bucket); b != nil {
+		if a.Bucket == "" {
+			// ListBuckets, which asks all of them.
+		} else if b := c.proxy.backendOf(a.Bucket); b != nil {
 			name = b.Name
 		}
 		q.Accesses[i] = policy.Access{

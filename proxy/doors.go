@@ -21,7 +21,8 @@ import (
 func (p *Proxy) ownDoor(r *http.Request) func(*call) {
 	path := r.URL.EscapedPath()
 	own := strings.HasPrefix(path, "/-/") || path == "/-"
-	if !own && !(r.Method == http.MethodPost && path == "/" && isForm(r)) {
+	sts := path == "/" && (r.Method == http.MethodPost && isForm(r) || r.URL.Query().Has("Action"))
+	if !own && !sts {
 		return nil
 	}
 	if r.RequestURI != "" && r.RequestURI[0] != '/' {
@@ -59,17 +60,23 @@ const (
 // sts answers AssumeRoleWithWebIdentity and GetCallerIdentity.
 func (c *call) sts() {
 	c.event.Operation = "STS" // until the form tells the action
+	if c.in.Method != http.MethodPost || c.in.URL.RawQuery != "" {
+		c.refuseSTS(&stsError{"ValidationError", "POST the parameters as the form in the body, and no query: URLs are kept in logs, and this one would have a token in it"}, true)
+		return
+	}
 	body, err := c.readForm()
 	if err != nil {
 		c.refuseSTS(err, false)
 		return
 	}
 	request, err := parseSTS(body)
+	if request != nil {
+		c.event.Operation = request.Action // of a form that is refused, too
+	}
 	if err != nil {
 		c.refuseSTS(err, false)
 		return
 	}
-	c.event.Operation = request.Action
 	if request.Action == "GetCallerIdentity" {
 		proof, err := c.proxy.Auth.AuthenticateSTS(c.in, body)
 		if err != nil {
@@ -126,23 +133,28 @@ func (c *call) readForm() ([]byte, error) {
 
 // refuseSTS answers with an error in STS's words.
 func (c *call) refuseSTS(err error, exchange bool) {
-	e := stsErrorOf(err, exchange)
-	c.refused(err, e.Code, e.Status())
-	writeSTSError(c.out, e, c.event.ID)
+	writeSTSError(c.out, c.refused(err, stsErrorOf(err, exchange)), c.event.ID)
 }
 
-// refused records a refusal at one of Sluice's own doors.
-func (c *call) refused(err error, code string, status int) {
+// refused records a refusal at one of Sluice's own doors, and is what to answer: e, unless that cannot be recorded.
+func (c *call) refused(err error, e *stsError) *stsError {
 	c.blame(err)
-	c.event.Error = code
+	c.event.Error = e.Code
 	c.event.Outcome = audit.Refused
-	if status >= 500 || code == "IDPCommunicationError" {
+	if e.Status() >= 500 {
 		c.event.Outcome = audit.Failed
-		c.proxy.Log.Warn("exchange failed", slog.String("id", c.event.ID), slog.String("code", code), slog.Any("error", cause(err)))
+		c.proxy.Log.Warn("exchange failed", slog.String("id", c.event.ID), slog.String("code", e.Code), slog.Any("error", cause(err)))
 	}
 	if _, gone := errors.AsType[*clientGone](err); gone || c.in.Context().Err() != nil {
 		c.event.Outcome = audit.Aborted
 	}
+	if c.event.Outcome == audit.Refused {
+		c.event.Decision.Reasons = []string{e.Message}
+	}
+	if err := c.journal(); err != nil {
+		return stsErrorOf(err, true)
+	}
+	return e
 }
 
 // containerCredentials answers the SDKs' container credentials provider. It sends the token file's content as
@@ -150,14 +162,11 @@ func (c *call) refused(err error, code string, status int) {
 func (c *call) containerCredentials() {
 	c.event.Operation = "GetContainerCredentials"
 	refuse := func(err error) {
-		e := stsErrorOf(err, true)
-		c.refused(err, e.Code, e.Status())
-		writeContainerError(c.out, e.Status(), e.Code, e.Message)
+		writeContainerError(c.out, c.refused(err, stsErrorOf(err, true)))
 	}
 	if c.in.Method != http.MethodGet {
-		c.event.Error, c.event.Outcome = "MethodNotAllowed", audit.Refused
 		c.out.Header().Set("Allow", "GET")
-		writeContainerError(c.out, http.StatusMethodNotAllowed, "MethodNotAllowed", "send GET")
+		refuse(&stsError{"MethodNotAllowed", "send GET"})
 		return
 	}
 	values := c.in.Header.Values("Authorization")
@@ -185,6 +194,13 @@ func (c *call) logout() {
 	refuse := func(status int, err error) {
 		e, outcome := translate(err)
 		c.event.Error, c.event.Outcome = e.Code, outcome
+		if outcome == audit.Refused {
+			c.event.Decision.Reasons = []string{e.Message}
+		}
+		if err := c.journal(); err != nil {
+			e, _ = translate(err)
+			status = e.HTTPStatus()
+		}
 		writeCredentialsJSON(c.out, status, map[string]string{"error": "invalid_request", "error_description": e.Message})
 	}
 	if c.in.Method != http.MethodPost || !isForm(c.in) {
@@ -199,6 +215,10 @@ func (c *call) logout() {
 	form, err := url.ParseQuery(string(body))
 	if err != nil || len(form["logout_token"]) != 1 {
 		refuse(http.StatusBadRequest, &s3wire.Error{Code: "InvalidRequest", Message: "the form needs one logout_token"})
+		return
+	}
+	if err := c.journal(); err != nil {
+		refuse(http.StatusServiceUnavailable, err)
 		return
 	}
 	if err := c.proxy.Auth.Logout(c.ctx, form.Get("logout_token")); err != nil {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sluice-s3/sluice/audit"
+	"github.com/sluice-s3/sluice/policy"
 	"github.com/sluice-s3/sluice/proxy/identity"
 	"github.com/sluice-s3/sluice/proxy/s3wire"
 	"github.com/sluice-s3/sluice/signer"
@@ -56,6 +57,7 @@ func translate(err error) (*s3wire.Error, audit.Outcome) {
 		broken  *backendCut
 		noEvent *unrecorded
 		slow    *slowDown
+		unsure  *policy.Undecided
 	)
 	switch {
 	case errors.As(err, &wire):
@@ -67,6 +69,8 @@ func translate(err error) (*s3wire.Error, audit.Outcome) {
 		return identityError(who)
 	case errors.As(err, &slow):
 		return &s3wire.Error{Code: "SlowDown", Message: slow.message}, audit.Refused
+	case errors.As(err, &unsure):
+		return &s3wire.Error{Code: "AccessDenied", Message: fmt.Sprintf("policy failed on %s, and what it cannot decide is refused; the operator can find why by the request id", unsure.Action)}, audit.Refused
 	case errors.As(err, &sign):
 		return signerError(sign)
 	case errors.As(err, &gone):

@@ -152,6 +152,7 @@ func (c *call) serve() {
 		return
 	}
 	if door := c.proxy.ownDoor(c.in); door != nil {
+		c.out.Header().Set("X-Amz-Request-Id", c.event.ID)
 		door(c)
 		return
 	}

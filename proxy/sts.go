@@ -45,12 +45,15 @@ type stsError struct {
 
 func (e *stsError) Error() string { return e.Code + ": " + e.Message }
 
-// Status is what STS answers for the code. Clients retry the 5xx ones, and of the others IDPCommunicationError.
+// Status is what is answered for the code: STS's own, but for IDPCommunicationError, where STS says 400 and its clients
+// know that it passes. All of them retry 503, and so does what is no SDK.
 func (e *stsError) Status() int {
 	switch e.Code {
 	case "AccessDenied", "MissingAuthenticationToken", "InvalidClientTokenId", "SignatureDoesNotMatch", "ExpiredToken":
 		return http.StatusForbidden
-	case "Throttling", "ServiceUnavailable":
+	case "MethodNotAllowed":
+		return http.StatusMethodNotAllowed
+	case "Throttling", "ServiceUnavailable", "IDPCommunicationError":
 		return http.StatusServiceUnavailable
 	case "InternalFailure":
 		return http.StatusInternalServerError
@@ -59,7 +62,8 @@ func (e *stsError) Status() int {
 }
 
 // parseSTS reads a form that was posted to STS. What it does not understand it refuses: a parameter that were left out
-// of account might be one that narrows what the session may do. Its errors are *stsError.
+// of account might be one that narrows what the session may do. Its errors are *stsError; beside one the request, where
+// it is not nil, has the Action alone.
 func parseSTS(body []byte) (*stsRequest, error) {
 	form, err := url.ParseQuery(string(body))
 	if err != nil {
@@ -82,8 +86,9 @@ func parseSTS(body []byte) (*stsRequest, error) {
 	default:
 		return nil, &stsError{"InvalidAction", fmt.Sprintf("the action %.60q is not known here: only AssumeRoleWithWebIdentity and GetCallerIdentity are", action)}
 	}
+	request := &stsRequest{Action: action}
 	if version := form.Get("Version"); version != stsVersion {
-		return nil, &stsError{"InvalidAction", fmt.Sprintf("could not find the action %s for version %.20q: set Version=%s", action, version, stsVersion)}
+		return request, &stsError{"InvalidAction", fmt.Sprintf("could not find the action %s for version %.20q: set Version=%s", action, version, stsVersion)}
 	}
 	for name := range form {
 		if slices.Contains(known, name) {
@@ -97,9 +102,8 @@ func parseSTS(body []byte) (*stsRequest, error) {
 		case name == "ProviderId":
 			message = "ProviderId is for OAuth 2.0 access tokens; with an OIDC token leave it out"
 		}
-		return nil, &stsError{"ValidationError", message}
+		return request, &stsError{"ValidationError", message}
 	}
-	request := &stsRequest{Action: action}
 	if action == "AssumeRoleWithWebIdentity" {
 		err = request.readAssumeRole(form)
 	}
@@ -108,7 +112,8 @@ func parseSTS(body []byte) (*stsRequest, error) {
 
 var (
 	// roleARN is any ARN: the role is for policy to judge, and need not be AWS's. The last part is what names it.
-	roleARN         = regexp.MustCompile(`^arn:[a-z0-9-]+:[a-z0-9-]+:[a-z0-9-]*:([0-9]{12})?:([!-~]*[:/])?([!-.0-9;-~]+)$`)
+	roleARN         = regexp.MustCompile(`^arn:[A-Za-z0-9-]+:[A-Za-z0-9-]+:[A-Za-z0-9-]*:([0-9]{12}|[A-Za-z-][A-Za-z0-9-]*)?:([!-~]*[:/])?([!-.0-9;-~]+)$`)
+	accountID       = regexp.MustCompile(`^[0-9]{12}$`)
 	roleSessionName = regexp.MustCompile(`^[\w+=,.@-]{2,64}$`)
 )
 
@@ -270,7 +275,7 @@ func callerOf(id *identity.Identity) caller {
 	if parts := roleARN.FindStringSubmatch(id.RequestedRole); parts != nil {
 		partition = strings.Split(id.RequestedRole, ":")[1]
 		role = parts[3]
-		if parts[1] != "" {
+		if accountID.MatchString(parts[1]) {
 			account = parts[1]
 		}
 	}
@@ -298,13 +303,10 @@ func writeContainerCredentials(w http.ResponseWriter, session *identity.Session)
 	})
 }
 
-// writeContainerError answers the same provider with an error. Some SDKs read the names in lower case, others not; and
-// all of them retry by the status, where STS's clients know that IDPCommunicationError passes.
-func writeContainerError(w http.ResponseWriter, status int, code, message string) {
-	if code == "IDPCommunicationError" {
-		status = http.StatusServiceUnavailable
-	}
-	writeCredentialsJSON(w, status, map[string]string{"code": code, "message": message, "Code": code, "Message": message})
+// writeContainerError answers the same provider with an error. Some SDKs read the names in lower case, others not; all
+// of them retry by the status.
+func writeContainerError(w http.ResponseWriter, e *stsError) {
+	writeCredentialsJSON(w, e.Status(), map[string]string{"code": e.Code, "message": e.Message, "Code": e.Code, "Message": e.Message})
 }
 
 // stsTime is how STS writes a time; Go's and Java's parsers take no other.

@@ -46,6 +46,7 @@ func TestParseSTS(t *testing.T) {
 		{goodForm + "&DurationSeconds=43200", "", ""},
 		{roleIs("arn:aws-us-gov:iam::123456789012:role/dev"), "", ""},
 		{roleIs("arn:sluice:s3:::role/any"), "", ""},
+		{roleIs("arn:Sluice:iam:eu-1:workspaces:role/any"), "", ""},
 		{"Action=GetCallerIdentity&Version=2011-06-15", "", ""},
 
 		{"", "MissingAction", "AssumeRoleWithWebIdentity"},
@@ -155,7 +156,7 @@ func stsServer(t *testing.T) (endpoint string, issuer *oidctest.Issuer) {
 			session, err := auth.Issue(r.Context(), r.Header.Get("Authorization"), identity.IssueRequest{})
 			if err != nil {
 				e := stsErrorOf(err, true)
-				writeContainerError(w, e.Status(), e.Code, e.Message)
+				writeContainerError(w, e)
 				return
 			}
 			writeContainerCredentials(w, session)
@@ -248,12 +249,12 @@ func TestSTSWhileTheIssuerIsDown(t *testing.T) {
 	_, err = auth.Issue(ctx, token, identity.IssueRequest{})
 	recorder := httptest.NewRecorder()
 	writeSTSError(recorder, stsErrorOf(err, true), "request-1")
-	if body := recorder.Body.String(); recorder.Code != 400 || !strings.Contains(body, "<Code>IDPCommunicationError</Code>") {
+	if body := recorder.Body.String(); recorder.Code != 503 || !strings.Contains(body, "<Code>IDPCommunicationError</Code>") {
 		t.Errorf("%d %s", recorder.Code, body)
 	}
 	recorder = httptest.NewRecorder()
 	e := stsErrorOf(err, true)
-	writeContainerError(recorder, e.Status(), e.Code, e.Message)
+	writeContainerError(recorder, e)
 	if recorder.Code != 503 {
 		t.Errorf("container credentials: %d", recorder.Code)
 	}
