@@ -52,6 +52,9 @@ type contender struct {
 }
 
 func (f *field) start() error {
+	if err := f.build(); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	var err error
@@ -86,8 +89,9 @@ func (f *field) start() error {
 			c.process, err = f.run("bare", nil, self, "role", "bare", c.address, c.secure, f.backend, f.cert, f.key)
 			return err
 		}},
-		{"sluice", func(c *contender) error { return f.sluice(c, nil) }},
-		{"sluice-nethttp", func(c *contender) error { return f.sluice(c, []string{"SLUICE_HTTP1=off"}) }},
+		{"sluice", func(c *contender) error { return f.sluice(c, f.options.binary, nil) }},
+		{"sluice-before", func(c *contender) error { return f.sluice(c, f.options.before, nil) }},
+		{"sluice-nethttp", func(c *contender) error { return f.sluice(c, f.options.binary, []string{"SLUICE_HTTP1=off"}) }},
 	} {
 		if !f.wanted(add.name) {
 			continue
@@ -110,8 +114,24 @@ func (f *field) start() error {
 	return nil
 }
 
+// build makes the proxy where none is given.
+func (f *field) build() error {
+	if f.options.binary != "" || !f.wanted("sluice") && !f.wanted("sluice-nethttp") {
+		return nil
+	}
+	f.options.binary = filepath.Join(f.dir, "proxy")
+	build := exec.Command("go", "build", "-o", f.options.binary, "github.com/sluice-s3/sluice/cmd/proxy")
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the proxy: %w\n%s", err, out)
+	}
+	return nil
+}
+
 // wanted leaves out what is only of interest where it is asked for.
 func (f *field) wanted(name string) bool {
+	if name == "sluice-before" {
+		return f.options.before != ""
+	}
 	if f.options.only == nil {
 		return name != "sluice-nethttp"
 	}
@@ -261,14 +281,7 @@ backend back
 
 // sluice is the proxy with every check on: bearer tokens, all starter policies with 5,000 grants, SigV4, and the
 // audit log with its journal. It is two processes, one for each of plain and TLS, for a proxy has one listener.
-func (f *field) sluice(c *contender, env []string) error {
-	if f.options.binary == "" {
-		f.options.binary = filepath.Join(f.dir, "proxy")
-		build := exec.Command("go", "build", "-o", f.options.binary, "github.com/sluice-s3/sluice/cmd/proxy")
-		if out, err := build.CombinedOutput(); err != nil {
-			return fmt.Errorf("build the proxy: %w\n%s", err, out)
-		}
-	}
+func (f *field) sluice(c *contender, binary string, env []string) error {
 	policies, err := f.policies()
 	if err != nil {
 		return err
@@ -315,7 +328,7 @@ log: {level: warn}
 		if err != nil {
 			return nil, err
 		}
-		return f.run(name, append([]string{"BENCH_ID=AKIDEXAMPLE", "BENCH_SECRET=wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"}, env...), f.options.binary, "serve", "--config", config)
+		return f.run(name, append([]string{"BENCH_ID=AKIDEXAMPLE", "BENCH_SECRET=wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"}, env...), binary, "serve", "--config", config)
 	}
 	if c.process, err = start("", c.address, ""); err != nil {
 		return err

@@ -35,6 +35,7 @@ func main() {
 	flag.DurationVar(&o.span, "span", time.Second, "how long a contender is driven in a round")
 	flag.IntVar(&o.connections, "connections", 64, "connections")
 	flag.StringVar(&o.binary, "proxy", "", "a built proxy [built from this module]")
+	flag.StringVar(&o.before, "before", "", "another built proxy, of before a change: set beside it as sluice-before")
 	flag.BoolVar(&o.keep, "keep", false, "keep the directory with configurations, logs and profiles")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -54,6 +55,7 @@ type options struct {
 	span        time.Duration
 	connections int
 	binary      string
+	before      string
 	keep        bool
 }
 

@@ -5,6 +5,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -103,6 +104,32 @@ func retry(call func() (int64, error)) (int, error) {
 	}
 }
 
+// writeNow and recvNow do not block: the sockets of package net do not. So the runtime is not told of them as of system
+// calls that may, which would have it look after every one, and take the processor from those that the kernel interrupts.
+func writeNow(fd uintptr, p []byte) (int, error) {
+	for {
+		n, _, err := unix.RawSyscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+		if err == 0 {
+			return int(n), nil
+		}
+		if err != unix.EINTR {
+			return 0, err
+		}
+	}
+}
+
+func recvNow(fd uintptr, p []byte, flags uintptr) (int, error) {
+	for {
+		n, _, err := unix.RawSyscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), flags|unix.MSG_DONTWAIT, 0, 0)
+		if err == 0 {
+			return int(n), nil
+		}
+		if err != unix.EINTR {
+			return 0, err
+		}
+	}
+}
+
 // quiet tells whether an idle connection is just that: neither closed nor with bytes that nobody asked for.
 func (s *stream) quiet() bool {
 	quiet := false
@@ -148,12 +175,12 @@ func (a *asker) init(s *stream) {
 		if !a.asked {
 			if a.check {
 				var b [1]byte
-				if _, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT); err != unix.EAGAIN {
+				if _, err := recvNow(fd, b[:], unix.MSG_PEEK); err != unix.EAGAIN {
 					a.err = errStale
 					return true
 				}
 			}
-			a.written, a.err = retry(func() (int64, error) { n, err := unix.Write(int(fd), a.out); return int64(n), err })
+			a.written, a.err = writeNow(fd, a.out)
 			if a.err == unix.EAGAIN {
 				a.written, a.err = 0, nil
 			}
@@ -166,7 +193,7 @@ func (a *asker) init(s *stream) {
 			}
 			return false // what comes back cannot be here yet
 		}
-		a.read, a.err = retry(func() (int64, error) { n, err := unix.Read(int(fd), a.buf); return int64(n), err })
+		a.read, a.err = recvNow(fd, a.buf, 0)
 		if a.err == unix.EAGAIN {
 			a.read, a.err = 0, nil
 			return false
