@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math"
 	"net/http"
+	"net/url"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -24,7 +25,7 @@ import (
 )
 
 // call is one request in progress: what is known of it so far, and its event. It belongs to the handler's
-// goroutine but for the atomics, which the transport's and the watchdog's touch.
+// goroutine but for the atomics, which the transport and the rounds of calls touch.
 type call struct {
 	proxy  *Proxy
 	in     *http.Request
@@ -43,10 +44,20 @@ type call struct {
 	decision *policy.Decision
 	lease    lease // of the session's limits
 
-	ctx      context.Context // ends the exchange with the backend
-	cancel   context.CancelFunc
-	untrack  func()
-	watchdog *time.Timer
+	ctx      context.Context // of the exchange with the backend: scope, with the trace where there is one
+	scope    http1.Scope
+	transfer identity.Transfer // in the list of those that a revocation cuts
+	place    place             // in the list of calls
+
+	// What the call makes on its way, in one piece with it: each would be an allocation of its own.
+	room struct {
+		question policy.Question
+		request  policy.Request
+		asked    [2]policy.Access
+		recorded [2]audit.Access
+		out      http.Request
+		url      url.URL
+	}
 
 	upload    atomic.Pointer[upload] // the body as it goes to the backend
 	bytesIn   atomic.Int64
@@ -66,7 +77,6 @@ const (
 )
 
 func newCall(p *Proxy, w http.ResponseWriter, r *http.Request, record *audit.Record, start time.Time) *call {
-	ctx, cancel := context.WithCancel(r.Context())
 	c := &call{
 		proxy:  p,
 		in:     r,
@@ -74,10 +84,9 @@ func newCall(p *Proxy, w http.ResponseWriter, r *http.Request, record *audit.Rec
 		record: record,
 		event:  &record.Event,
 		start:  start,
-		ctx:    ctx,
-		cancel: cancel,
 	}
-	c.out = &c.answer
+	c.scope.Begin(r.Context())
+	c.ctx, c.out = &c.scope, &c.answer
 	c.event.Host = r.Host
 	c.event.UserAgent = r.UserAgent()
 	c.event.SourceIP = p.sourceIP(r)
@@ -86,7 +95,7 @@ func newCall(p *Proxy, w http.ResponseWriter, r *http.Request, record *audit.Rec
 	c.out.Header().Set("X-Sluice-Request-Id", c.event.ID)
 	c.out.progress = &c.progress
 	c.startSpan()
-	c.watch()
+	p.calls.enter(c)
 	return c
 }
 
@@ -104,14 +113,12 @@ func (c *call) finish() {
 			fault = http.ErrAbortHandler
 		}
 	}
-	c.watchdog.Stop()
+	c.proxy.calls.leave(c)
 	c.ending.Lock()
 	c.ended = true
 	c.ending.Unlock()
-	c.cancel()
-	if c.untrack != nil {
-		c.untrack()
-	}
+	c.scope.End()
+	c.transfer.Untrack()
 	if u := c.upload.Load(); u != nil {
 		u.stop()
 	}
@@ -194,7 +201,7 @@ func (c *call) setOperation(op *s3wire.Operation) {
 func (c *call) setProof(proof *identity.Proof) error {
 	c.proof = proof
 	c.setIdentity(proof.Identity)
-	c.untrack = c.proxy.Auth.Track(proof.Identity, func() { c.cut(cutRevoked) })
+	c.proxy.Auth.Track(&c.transfer, proof.Identity, c)
 	return c.proxy.sessions.admit(&c.lease, proof.Identity)
 }
 
@@ -260,11 +267,11 @@ func (c *call) decide(accesses []s3wire.Access) (*policy.Decision, error) {
 	decision, err := c.proxy.Policy.Decide(c.ctx, c.asked)
 	end(err)
 	if err != nil {
-		c.event.Accesses = recordAccesses(accesses, nil)
+		c.event.Accesses = recordAccesses(nil, accesses, nil)
 		return nil, err
 	}
 	c.decision = decision
-	c.event.Accesses = recordAccesses(accesses, decision.Verdicts)
+	c.event.Accesses = recordAccesses(c.room.recorded[:0], accesses, decision.Verdicts)
 	c.event.Decision = audit.Decision{
 		Allow: decision.Allow, Reasons: decision.Reasons, Role: decision.Role, PolicyRevision: decision.Revision,
 	}
@@ -287,16 +294,18 @@ func (c *call) decide(accesses []s3wire.Access) (*policy.Decision, error) {
 }
 
 func (c *call) question(accesses []s3wire.Access) *policy.Question {
-	q := &policy.Question{
-		Subject:   subject(c.proof.Identity),
-		Operation: c.op.Name,
-		Request: &policy.Request{
-			ID: c.event.ID, Time: c.start, Method: c.in.Method, Host: c.in.Host, SourceIP: c.event.SourceIP,
-			Secure: c.proxy.secure(c.in), UserAgent: c.event.UserAgent, ContentLength: max(c.op.Payload.Length, 0),
-			Headers: c.op.PolicyHeaders(), Query: c.op.PolicyQuery(),
-		},
-		Accesses: make([]policy.Access, len(accesses)),
+	room := &c.room
+	room.request = policy.Request{
+		ID: c.event.ID, Time: c.start, Method: c.in.Method, Host: c.in.Host, SourceIP: c.event.SourceIP,
+		Secure: c.proxy.secure(c.in), UserAgent: c.event.UserAgent, ContentLength: max(c.op.Payload.Length, 0),
+		Headers: c.op.PolicyHeaders(), Query: c.op.PolicyQuery(),
 	}
+	q := &room.question
+	*q = policy.Question{Subject: subject(c.proof.Identity), Operation: c.op.Name, Request: &room.request}
+	if q.Accesses = room.asked[:]; len(accesses) > len(room.asked) {
+		q.Accesses = make([]policy.Access, len(accesses))
+	}
+	q.Accesses = q.Accesses[:len(accesses)]
 	for i, a := range accesses {
 		name := ""
 		if a.Bucket == "" {
@@ -327,20 +336,8 @@ func (c *call) as() signer.As {
 	return signer.As{Principal: Principal(c.proof.Identity), Role: c.decision.Role, SessionPolicy: string(c.decision.SessionPolicy)}
 }
 
-// watch cuts the exchange when neither side has moved a byte for the idle timeout. One timer a request, armed
-// again only when it fires: progress itself costs one atomic add.
-func (c *call) watch() {
-	idle := c.proxy.Limits.IdleTimeout
-	seen := int64(-1)
-	c.watchdog = time.AfterFunc(idle, func() {
-		if now := c.progress.Load(); now != seen || c.paced.Load() > 0 {
-			seen = now
-			c.watchdog.Reset(idle)
-			return
-		}
-		c.cut(cutIdle)
-	})
-}
+// Revoked is how the list of revocations cuts the exchange.
+func (c *call) Revoked() { c.cut(cutRevoked) }
 
 // pace counts n bytes more of a transfer, and waits where its session is ahead of its rate.
 func (c *call) pace(n int) error {
@@ -350,14 +347,14 @@ func (c *call) pace(n int) error {
 }
 
 // cut ends the exchange at once: the backend sees its request broken off, and reads from the client return.
-// It may be called late: the watchdog and a revocation do not wait for the handler.
+// It may be called late: neither a round of calls nor a revocation waits for the handler.
 func (c *call) cut(why int32) {
 	c.ending.Lock()
 	defer c.ending.Unlock()
 	if c.ended || !c.cutBy.CompareAndSwap(cutNot, why) {
 		return
 	}
-	c.cancel()
+	c.scope.End()
 	control := http.NewResponseController(c.out.ResponseWriter)
 	past := time.Unix(1, 0)
 	_ = control.SetReadDeadline(past)

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -86,11 +87,12 @@ func (c *call) send(b *Backend, body s3wire.Outbound) (*http.Response, error) {
 }
 
 func (c *call) rebuild(b *Backend, body s3wire.Outbound) (*http.Request, error) {
-	u := c.op.URL(b.Endpoint, b.PathStyle)
-	out := (&http.Request{
-		Method: c.op.Method, URL: u, Host: u.Host, Header: make(http.Header, 16),
+	u, out := &c.room.url, &c.room.out
+	c.op.WriteURL(u, b.Endpoint, b.PathStyle)
+	*out = http.Request{
+		Method: c.op.Method, URL: u, Host: u.Host, Header: make(http.Header, 8), // most have no more, and a map grows in one step
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-	}).WithContext(c.ctx)
+	}
 	c.op.WriteHeader(out.Header)
 	lowerMetadata(out.Header)
 	for name, value := range body.Header {
@@ -112,9 +114,11 @@ func (c *call) rebuild(b *Backend, body s3wire.Outbound) (*http.Request, error) 
 		c.propagate(out.Header)
 	}
 	// Go's transport sends its own User-Agent where there is none.
-	out.Header["User-Agent"] = []string{"sluice"}
+	out.Header["User-Agent"] = userAgent
 	return out, nil
 }
+
+var userAgent = []string{"sluice"} // nobody writes to what a header holds
 
 // roundTrip journals the request and sends it: from here on the backend may have acted.
 func (c *call) roundTrip(b *Backend, out *http.Request) (*http.Response, error) {
@@ -122,10 +126,7 @@ func (c *call) roundTrip(b *Backend, out *http.Request) (*http.Response, error) 
 		return nil, err
 	}
 	ctx, end := c.span("backend")
-	if ctx != out.Context() {
-		out = out.WithContext(ctx)
-	}
-	answer, err := b.Transport.RoundTrip(out)
+	answer, err := b.exchange(ctx, out)
 	if err != nil {
 		err = c.sendError(b, err)
 		end(err)
@@ -137,6 +138,18 @@ func (c *call) roundTrip(b *Backend, out *http.Request) (*http.Response, error) 
 	c.event.Backend.Status = answer.StatusCode
 	c.event.Backend.RequestID = answer.Header.Get("X-Amz-Request-Id")
 	return answer, nil
+}
+
+// exchanger is a transport that takes the context beside the request: http1's.
+type exchanger interface {
+	Exchange(context.Context, *http.Request) (*http.Response, error)
+}
+
+func (b *Backend) exchange(ctx context.Context, out *http.Request) (*http.Response, error) {
+	if t, ok := b.Transport.(exchanger); ok {
+		return t.Exchange(ctx, out)
+	}
+	return b.Transport.RoundTrip(out.WithContext(ctx))
 }
 
 // sendError tells whose fault it was that a request did not get an answer.

@@ -142,8 +142,8 @@ func (t *telemetry) decided(ctx context.Context, d *policy.Decision) {
 
 func (t *telemetry) finished(c *call, took time.Duration) {
 	ctx := context.Background() // the request's may have ended, and costs a walk for each measurement
-	span := trace.SpanFromContext(c.ctx)
-	if span.IsRecording() {
+	span := c.recorded()
+	if span != nil {
 		ctx = trace.ContextWithSpan(ctx, span)
 	}
 	key := setKey{orOther(c.event.Operation), string(c.event.Outcome), c.event.Backend.Name, c.event.Status / 100}
@@ -168,10 +168,21 @@ func (t *telemetry) finished(c *call, took time.Duration) {
 		t.limited.Add(ctx, 1)
 	}
 	t.inFlight.Add(ctx, -1)
-	if span.IsRecording() {
+	if span != nil {
 		c.describe(span)
 		span.End()
 	}
+}
+
+// recorded is the request's span where somebody will see it, and nil elsewhere.
+func (c *call) recorded() trace.Span {
+	if c.proxy.telemetry.tracer == nil {
+		return nil
+	}
+	if span := trace.SpanFromContext(c.ctx); span.IsRecording() {
+		return span
+	}
+	return nil
 }
 
 // other is what OpenTelemetry calls a method that is not known.
@@ -231,7 +242,7 @@ func (c *call) describe(span trace.Span) {
 // taken: tracestate is text that anybody may make up, and would go on to backends.
 func (c *call) startSpan() {
 	t := c.proxy.telemetry
-	t.inFlight.Add(c.ctx, 1)
+	t.inFlight.Add(context.Background(), 1)
 	if t.tracer == nil {
 		return
 	}
@@ -248,7 +259,7 @@ func (c *call) startSpan() {
 
 // span times one step where the request is sampled, and costs nothing where it is not.
 func (c *call) span(name string) (context.Context, func(error)) {
-	if !trace.SpanFromContext(c.ctx).IsRecording() {
+	if c.recorded() == nil {
 		return c.ctx, func(error) {}
 	}
 	kind := trace.SpanKindInternal

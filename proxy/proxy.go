@@ -73,6 +73,7 @@ type Proxy struct {
 	Config
 	addressing s3wire.Addressing
 	sessions   *sessionLimits
+	calls      *calls
 	telemetry  *telemetry
 }
 
@@ -110,6 +111,7 @@ func New(c Config) (*Proxy, error) {
 		Config:     c,
 		addressing: s3wire.Addressing{Domains: c.Domains},
 		sessions:   newSessionLimits(c.Limits, c.Now),
+		calls:      newCalls(c.Limits.IdleTimeout),
 		telemetry:  t,
 	}, nil
 }

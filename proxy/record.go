@@ -2,21 +2,22 @@ package proxy
 
 import (
 	"encoding/json"
+	"slices"
 
 	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/policy"
 	"github.com/sluice-s3/sluice/proxy/s3wire"
 )
 
-// recordAccesses is the event's account of what was needed and what policy said of it. Without verdicts nothing
+// recordAccesses appends the event's account of what was needed and what policy said of it. Without verdicts nothing
 // was allowed.
-func recordAccesses(accesses []s3wire.Access, verdicts []policy.Verdict) []audit.Access {
-	records := make([]audit.Access, len(accesses))
+func recordAccesses(records []audit.Access, accesses []s3wire.Access, verdicts []policy.Verdict) []audit.Access {
+	records = slices.Grow(records, len(accesses))
 	for i, a := range accesses {
-		records[i] = audit.Access{
+		records = append(records, audit.Access{
 			Action: a.Action, Bucket: a.Bucket, Key: a.Key, VersionID: a.VersionID, Prefix: a.Prefix, Delimiter: a.Delimiter,
 			Allow: i < len(verdicts) && verdicts[i].Allow,
-		}
+		})
 	}
 	return records
 }

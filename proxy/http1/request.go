@@ -29,7 +29,7 @@ type request struct {
 
 func (r *request) init(c *conn) {
 	r.conn = c
-	r.blank = (&http.Request{ProtoMajor: 1, ProtoMinor: 1, Proto: "HTTP/1.1", RemoteAddr: c.remote, TLS: c.tls}).WithContext(c.ctx)
+	r.blank = (&http.Request{ProtoMajor: 1, ProtoMinor: 1, Proto: "HTTP/1.1", RemoteAddr: c.remote, TLS: c.tls}).WithContext(&c.ctx)
 	r.header = make(http.Header, 16)
 }
 

@@ -164,7 +164,7 @@ func (s *Server) CloseConnections() {
 	defer s.mu.Unlock()
 	for c := range s.conns {
 		c.accepted.Close()
-		c.cancel()
+		c.ctx.End()
 	}
 }
 
@@ -189,8 +189,7 @@ type conn struct {
 	plain    *stream // where bodies may be spliced; nil under TLS or PROXY protocol
 	wire     *stream // to see hang-ups by; nil where that cannot be told
 	remote   string
-	ctx      context.Context
-	cancel   context.CancelFunc
+	ctx      Scope
 
 	asker    asker
 	in       reader
@@ -221,13 +220,13 @@ func (c *conn) closeIdle() {
 // only shut down its sending side; and only once the whole request is read.
 func (c *conn) checkClient() {
 	if c.wire != nil && c.wire.gone() && c.handling.Load() != 0 {
-		c.cancel()
+		c.ctx.End()
 	}
 }
 
 func (s *Server) serve(accepted net.Conn) {
 	c := &conn{server: s, accepted: accepted, rwc: accepted}
-	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.ctx.Begin(context.Background())
 	s.mu.Lock()
 	if s.draining {
 		s.mu.Unlock()
@@ -237,7 +236,7 @@ func (s *Server) serve(accepted net.Conn) {
 	s.conns[c] = struct{}{}
 	s.mu.Unlock()
 	defer func() {
-		c.cancel()
+		c.ctx.End()
 		if !c.handed {
 			c.rwc.Close()
 		}

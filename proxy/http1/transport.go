@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,7 +50,11 @@ type link struct {
 	out       []byte
 	reused    bool
 	since     time.Time // idle since
+	watch     watch     // of the end of the scope of its exchange
 }
+
+// scopeEnded breaks the exchange off.
+func (l *link) scopeEnded(error) { l.conn.Close() }
 
 var (
 	errIdleClosed = errors.New("the backend closed the connection before it answered")
@@ -59,11 +64,15 @@ var (
 // RoundTrip sends r and reads the head of the answer. Both go on in parallel where the body is not small, and an answer
 // that comes early ends the upload with the exchange.
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	return t.Exchange(r.Context(), r)
+}
+
+// Exchange is RoundTrip in a context that is not r's: a request is given its own only by being copied.
+func (t *Transport) Exchange(ctx context.Context, r *http.Request) (*http.Response, error) {
 	if err := check(r); err != nil {
 		closeBody(r)
 		return nil, err
 	}
-	ctx := r.Context()
 	var small []byte
 	expect := hasBody(r) && hasToken(r.Header["Expect"], "100-continue")
 	if hasBody(r) && !expect && r.ContentLength <= smallBody {
@@ -250,7 +259,10 @@ const smallBody = 16 << 10
 // had come and none of the body was read.
 func (l *link) exchange(ctx context.Context, r *http.Request, small []byte, expect bool) (_ *http.Response, untouched bool, err error) {
 	e := &exchange{link: l}
-	e.release = context.AfterFunc(ctx, func() { l.conn.Close() })
+	if err := e.hold(ctx); err != nil {
+		l.conn.Close()
+		return nil, true, err
+	}
 	defer func() {
 		if err != nil {
 			e.end(false)
@@ -487,13 +499,32 @@ func (u *uploading) written(n int64, _ error) { u.left -= n }
 // exchange is one request and its answer on a link. Its Body ends it.
 type exchange struct {
 	link     *link
-	release  func() bool // ends the watch over the context
+	scope    *Scope      // whose end breaks it off; nil where the context is another's
+	stop     func() bool // ends the watch over another's context
 	uploaded chan error  // nil = no upload beside the answer
 	bodyErr  atomic.Pointer[error]
 	broken   bool // the connection must not be used again
 	ended    atomic.Bool
 	body     incoming
 	response http.Response
+}
+
+// hold has the exchange broken off when ctx ends, until release.
+func (e *exchange) hold(ctx context.Context) error {
+	if scope, ok := ctx.(*Scope); ok {
+		e.scope = scope
+		return scope.join(&e.link.watch, e.link)
+	}
+	e.stop = context.AfterFunc(ctx, func() { e.link.scopeEnded(nil) })
+	return nil
+}
+
+// release tells whether the context has not ended the exchange, and will not.
+func (e *exchange) release() bool {
+	if e.scope != nil {
+		return e.scope.drop(&e.link.watch)
+	}
+	return e.stop()
 }
 
 // answer reads the head of the final answer. https://www.rfc-editor.org/rfc/rfc9112#section-4
@@ -525,8 +556,9 @@ func (l *link) answer(e *exchange, r *http.Request) (*http.Response, error) {
 		if !all(line, isValue) {
 			return nil, fmt.Errorf("status line: %w", errMalformed)
 		}
-		header := make(http.Header, 16)
-		if _, err := fields(text[end+1:], header, nil); err != nil {
+		lines := strings.Count(text[end+1:], "\n") - 1 // the last is empty
+		header := make(http.Header, lines)
+		if _, err := fields(text[end+1:], header, make([]string, lines)); err != nil {
 			return nil, err
 		}
 		if status < 200 {

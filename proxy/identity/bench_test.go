@@ -141,7 +141,7 @@ func BenchmarkTrack(b *testing.B) {
 	id := &identity.Identity{Issuer: "i", Subject: "me", Session: "mine"}
 	b.ReportAllocs()
 	for b.Loop() {
-		r.Track(id, func() {})()
+		track(r, id, func() {}).Untrack()
 	}
 }
 
@@ -149,7 +149,7 @@ func BenchmarkTrack(b *testing.B) {
 func BenchmarkRevoke(b *testing.B) {
 	r := openRevocations(b, identity.RevocationConfig{}, nil)
 	for n := range 4096 {
-		r.Track(&identity.Identity{Issuer: "i", Session: fmt.Sprint("s-", n)}, func() {})
+		track(r, &identity.Identity{Issuer: "i", Session: fmt.Sprint("s-", n)}, func() {})
 	}
 	n := 0
 	b.ReportAllocs()

@@ -84,7 +84,7 @@ func TestNATSSharesRevocations(t *testing.T) {
 	a, b := openRevocations(t, store, nil), openRevocations(t, store, nil)
 	eventually(t, "both to share", func() bool { return shared(a)() && shared(b)() })
 	var cut atomic.Bool
-	b.Track(&identity.Identity{Issuer: "i", Session: "env-42"}, func() { cut.Store(true) })
+	track(b, &identity.Identity{Issuer: "i", Session: "env-42"}, func() { cut.Store(true) })
 	if refuses(a, "env-42") || refuses(b, "env-42") {
 		t.Fatal("revoked already")
 	}

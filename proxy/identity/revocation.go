@@ -85,7 +85,7 @@ type Revocations struct {
 	soon   chan struct{}
 
 	tracking  sync.Mutex // guards transfers
-	transfers transfer   // the list's head
+	transfers Transfer   // the list's head
 }
 
 // version has a size, or else all its values might share one address.
@@ -97,12 +97,17 @@ type target struct {
 	issuer, value string
 }
 
-// transfer is a request in flight, in a list.
-type transfer struct {
+// Transfer is a request in flight, in a list of those who want to know of revocations. It is part of what its owner
+// keeps of the request, so that being in the list allocates nothing.
+type Transfer struct {
+	list           *Revocations // nil = was never in it
 	id             *Identity
-	cancel         func()
-	previous, next *transfer // nil next: not in the list
+	tell           Revocable
+	previous, next *Transfer // nil next: not in the list
 }
+
+// Revocable is told that its identity has been revoked. It MUST NOT block.
+type Revocable interface{ Revoked() }
 
 // OpenRevocations reads what is known and follows the store until ctx ends and those of all Authenticators that use
 // it. It does not wait for a store that cannot be
@@ -171,9 +176,9 @@ func (r *Revocations) hold(ctx context.Context) {
 // Revocations are those the Authenticator checks.
 func (a *Authenticator) Revocations() *Revocations { return a.revocations }
 
-// Track calls cancel when id is revoked, at once if it is already, unless untrack was called before.
-func (a *Authenticator) Track(id *Identity, cancel func()) (untrack func()) {
-	return a.revocations.Track(id, cancel)
+// Track is Revocations.Track.
+func (a *Authenticator) Track(t *Transfer, id *Identity, tell Revocable) {
+	a.revocations.Track(t, id, tell)
 }
 
 // Check returns an *Error of kind Revoked where id is revoked.
@@ -379,23 +384,29 @@ func (r *Revocations) Delete(ctx context.Context, id string) error {
 	return err
 }
 
-// Track calls cancel when id is revoked, at once if it is already, unless untrack was called before. cancel is called
-// once at most, and MUST NOT block.
-func (r *Revocations) Track(id *Identity, cancel func()) (untrack func()) {
-	t := &transfer{id: id, cancel: cancel}
+// Track tells t's owner when id is revoked, at once if it is already, unless Untrack was called before, and once at
+// most. t MUST NOT be in use.
+func (r *Revocations) Track(t *Transfer, id *Identity, tell Revocable) {
+	*t = Transfer{list: r, id: id, tell: tell}
 	r.tracking.Lock()
 	t.previous, t.next = r.transfers.previous, &r.transfers
 	t.previous.next, t.next.previous = t, t
 	r.tracking.Unlock()
 	// A revocation may have come between the check of the credentials and now.
 	if err := r.Check(id); isRevoked(err) && r.untrack(t) {
-		cancel()
+		tell.Revoked()
 	}
-	return func() { r.untrack(t) }
+}
+
+// Untrack takes t out of its list, where it is in one. Its owner may be told at the same time, and a little later.
+func (t *Transfer) Untrack() {
+	if t.list != nil {
+		t.list.untrack(t)
+	}
 }
 
 // untrack tells whether t was still tracked.
-func (r *Revocations) untrack(t *transfer) bool {
+func (r *Revocations) untrack(t *Transfer) bool {
 	r.tracking.Lock()
 	defer r.tracking.Unlock()
 	if t.next == nil {
@@ -408,7 +419,7 @@ func (r *Revocations) untrack(t *transfer) bool {
 
 // cut cancels the transfers of identities that are revoked.
 func (r *Revocations) cut() {
-	var doomed []*transfer
+	var doomed []*Transfer
 	r.tracking.Lock()
 	for t := r.transfers.next; t != &r.transfers; t = t.next {
 		if isRevoked(r.Check(t.id)) {
@@ -418,7 +429,7 @@ func (r *Revocations) cut() {
 	r.tracking.Unlock()
 	for _, t := range doomed {
 		if r.untrack(t) {
-			t.cancel()
+			t.tell.Revoked()
 		}
 	}
 }

@@ -194,19 +194,19 @@ func TestRevocationCutsTransfers(t *testing.T) {
 	others := &identity.Identity{Issuer: "i", Session: "others"}
 	var cut, cutOthers, cutDone atomic.Int32
 	for range 10 {
-		r.Track(mine, func() { cut.Add(1) })
-		r.Track(others, func() { cutOthers.Add(1) })
-		r.Track(mine, func() { cutDone.Add(1) })()
+		track(r, mine, func() { cut.Add(1) })
+		track(r, others, func() { cutOthers.Add(1) })
+		track(r, mine, func() { cutDone.Add(1) }).Untrack()
 	}
-	untrack := r.Track(mine, func() { cut.Add(1) })
+	tracked := track(r, mine, func() { cut.Add(1) })
 	if _, err := r.Add(t.Context(), identity.Revocation{Issuer: "i", Session: "mine"}); err != nil {
 		t.Fatal(err)
 	}
-	untrack() // after it was cut: nothing
+	tracked.Untrack() // after it was cut: nothing
 	if cut.Load() != 11 || cutOthers.Load() != 0 || cutDone.Load() != 0 {
 		t.Errorf("%d cut, %d of others, %d that were done", cut.Load(), cutOthers.Load(), cutDone.Load())
 	}
-	if r.Track(mine, func() { cut.Add(1) }); cut.Load() != 12 {
+	if track(r, mine, func() { cut.Add(1) }); cut.Load() != 12 {
 		t.Error("one that comes after the revocation is not cut")
 	}
 	if _, err := r.Add(t.Context(), identity.Revocation{Issuer: "i", Session: "mine", Until: time.Now().Add(100 * time.Hour)}); err != nil {
@@ -236,7 +236,7 @@ func TestRevocationLeavesNoGap(t *testing.T) {
 				refused <- true
 				return
 			}
-			r.Track(id, func() { close(cut) })
+			track(r, id, func() { close(cut) })
 			refused <- false
 		}()
 		go func() {
@@ -366,7 +366,7 @@ func TestRevocationsOutliveAReload(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	old.Track(proof.Identity, func() { cut.Store(true) })
+	track(old, proof.Identity, func() { cut.Store(true) })
 	a := trust(t, issuer, func(c *identity.Config) { c.Previous, c.Revocations = old, old.Revocations() })
 	endFirst()
 	if _, err := a.Revocations().Add(t.Context(), identity.Revocation{Issuer: issuer.URL(), Subject: "me"}); err != nil {
@@ -476,4 +476,18 @@ func TestLogout(t *testing.T) {
 	if _, err := exact.Authenticate(bearer(issuer.Token(map[string]any{"aud": forUs, "sub": "me", "sid": "s-5"}))); err != nil {
 		t.Errorf("another session of the subject: %v", err)
 	}
+}
+
+// told is who wants to know of a revocation.
+type told func()
+
+func (f told) Revoked() { f() }
+
+// track has f called when id is revoked.
+func track(to interface {
+	Track(*identity.Transfer, *identity.Identity, identity.Revocable)
+}, id *identity.Identity, f func()) *identity.Transfer {
+	t := new(identity.Transfer)
+	to.Track(t, id, told(f))
+	return t
 }

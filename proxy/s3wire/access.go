@@ -20,7 +20,15 @@ func (op *Operation) Accesses() []Access {
 	if e == nil {
 		return []Access{{Action: "s3:*", Bucket: op.Bucket, Key: op.Key, VersionID: op.VersionID}} // not of Parse's making
 	}
-	accesses := make([]Access, 0, 4)
+	actions := e.actions
+	if op.VersionID != "" {
+		actions = e.versionedActions
+	}
+	room := len(actions)
+	if op.Source != nil || len(op.headers) > 0 {
+		room += 3
+	}
+	accesses := make([]Access, 0, room)
 	if s := op.Source; s != nil {
 		read := Access{Action: "s3:GetObject", Bucket: s.Bucket, Key: s.Key, VersionID: s.VersionID}
 		if s.VersionID != "" {
@@ -43,10 +51,6 @@ func (op *Operation) Accesses() []Access {
 	}
 
 	own := Access{Bucket: op.Bucket, Key: op.Key, VersionID: op.VersionID, Prefix: op.Prefix, Delimiter: op.Delimiter}
-	actions := e.actions
-	if op.VersionID != "" {
-		actions = e.versionedActions
-	}
 	start := len(accesses)
 	for _, action := range actions {
 		own.Action = action

@@ -62,7 +62,7 @@ func BenchmarkRewrite(b *testing.B) {
 				if len(op.Accesses()) == 0 {
 					b.Fatal("needs nothing")
 				}
-				op.URL(endpoint, false)
+				urlOf(op, endpoint, false)
 				op.WriteHeader(make(http.Header, 8))
 			}
 		})

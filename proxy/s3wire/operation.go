@@ -53,10 +53,16 @@ func (op *Operation) Query(name string) string {
 	return ""
 }
 
-// PolicyQuery is the query as policy may see it: the parameters of the table, by name. Never nil.
+// none is what most requests have. It MUST NOT be written to, as what PolicyQuery and PolicyHeaders return is not.
+var none = map[string]string{}
+
+// PolicyQuery is the query as policy may see it: the parameters of the table, by name. Never nil, and only to be read.
 func (op *Operation) PolicyQuery() map[string]string {
 	var buf [maxParams]param
 	params := op.allParams(buf[:0])
+	if len(params) == 0 {
+		return none
+	}
 	query := make(map[string]string, len(params))
 	for _, p := range params {
 		query[paramNames[p.id].name] = p.value
@@ -65,8 +71,11 @@ func (op *Operation) PolicyQuery() map[string]string {
 }
 
 // PolicyHeaders is the headers as policy may see them: those that the table allows, in lower case, less the keys
-// and codes among them. Never nil.
+// and codes among them. Never nil, and only to be read.
 func (op *Operation) PolicyHeaders() map[string]string {
+	if len(op.headers) == 0 && op.Source == nil && op.Payload.Encoding == "" {
+		return none
+	}
 	headers := make(map[string]string, len(op.headers)+1)
 	for i := range op.headers {
 		switch h := &op.headers[i]; {

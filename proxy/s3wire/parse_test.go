@@ -324,10 +324,10 @@ func TestURL(t *testing.T) {
 			continue
 		}
 		endpoint, _ := url.Parse(c.endpoint)
-		if got := op.URL(endpoint, true).String(); got != c.path {
+		if got := urlOf(op, endpoint, true).String(); got != c.path {
 			t.Errorf("%s at %s is %s, want %s", c.target, c.endpoint, got, c.path)
 		}
-		if got := op.URL(endpoint, false).String(); got != c.host {
+		if got := urlOf(op, endpoint, false).String(); got != c.host {
 			t.Errorf("%s at %s is %s, want %s", c.target, c.endpoint, got, c.host)
 		}
 	}
@@ -606,4 +606,11 @@ buckets on which ` + "`s3:ListBucket`" + ` is allowed.
 		fmt.Fprintf(&b, "| %s | %s | %s |\n", op.Name, request, needs)
 	}
 	return b.String()
+}
+
+// urlOf is where op is sent.
+func urlOf(op *s3wire.Operation, endpoint *url.URL, pathStyle bool) *url.URL {
+	u := new(url.URL)
+	op.WriteURL(u, endpoint, pathStyle)
+	return u
 }

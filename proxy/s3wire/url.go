@@ -31,19 +31,22 @@ func (op *Operation) allParams(params []param) []param {
 	return params
 }
 
-// URL is where the operation is sent: endpoint with the path and query rebuilt, strictly escaped (RawPath set).
-// Nothing of the client's own spelling is left.
+// WriteURL sets u to where the operation is sent: endpoint with the path and query rebuilt, strictly escaped (RawPath
+// set). Nothing of the client's own spelling is left.
 //
 // A bucket goes into the host only where pathStyle is false and it can stand there: one with a dot, capitals or an
 // underscore goes into the path all the same, as with the SDKs, and so does one whose key begins with a slash, for
 // "//k" is no path to everyone.
-func (op *Operation) URL(endpoint *url.URL, pathStyle bool) *url.URL {
-	u := &url.URL{Scheme: endpoint.Scheme, Host: endpoint.Host}
-	base := strings.TrimSuffix(endpoint.Path, "/")
-	rawBase := strings.TrimSuffix(endpoint.EscapedPath(), "/")
+func (op *Operation) WriteURL(u, endpoint *url.URL, pathStyle bool) {
+	*u = url.URL{Scheme: endpoint.Scheme, Host: endpoint.Host, RawQuery: op.rawQuery()}
+	base, rawBase := "", ""
+	if endpoint.Path != "" && endpoint.Path != "/" {
+		base = strings.TrimSuffix(endpoint.Path, "/")
+		rawBase = strings.TrimSuffix(endpoint.EscapedPath(), "/")
+	}
 
-	b := make([]byte, 0, len(rawBase)+len(op.Bucket)+len(op.Key)+32)
-	b = append(b, rawBase...)
+	var room [256]byte
+	b := append(room[:0], rawBase...)
 	b = append(b, '/')
 	plain := len(b) // what of the path is without the key
 	if op.Bucket != "" {
@@ -60,9 +63,11 @@ func (op *Operation) URL(endpoint *url.URL, pathStyle bool) *url.URL {
 		b = appendPath(b, op.Key)
 	}
 	u.RawPath = string(b)
-	u.Path = base + u.RawPath[len(rawBase):plain] + op.Key
-	u.RawQuery = op.rawQuery()
-	return u
+	if rawBase == base && u.RawPath[plain:] == op.Key {
+		u.Path = u.RawPath
+	} else {
+		u.Path = base + u.RawPath[len(rawBase):plain] + op.Key
+	}
 }
 
 func (op *Operation) rawQuery() string {
