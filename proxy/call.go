@@ -129,7 +129,7 @@ func (c *call) finish() {
 	c.event.Status = c.out.status
 	c.event.BytesIn = c.bytesIn.Load()
 	c.event.BytesOut = c.out.bytes
-	c.proxy.telemetry.finished(c, took)
+	c.proxy.Telemetry.finished(c, took)
 	c.record.Commit()
 	if fault != nil {
 		panic(fault)
@@ -278,7 +278,7 @@ func (c *call) decide(accesses []s3wire.Access) (*policy.Decision, error) {
 	if decision.Shadow != nil {
 		c.event.Decision.Shadow = encodeShadow(decision.Shadow)
 	}
-	c.proxy.telemetry.decided(c.ctx, decision)
+	c.proxy.Telemetry.decided(decision)
 	if err := c.lease.narrow(decision.Limits); err != nil {
 		return nil, err
 	}

@@ -2,9 +2,11 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -31,143 +33,147 @@ const (
 	MetricLimited    = "sluice.requests.limited"    // refused because their session was over its limits
 )
 
-// telemetry holds the instruments and, so that no request builds them, the attribute sets.
-type telemetry struct {
+// Telemetry is what the requests of one process, over all its reloads, say of themselves. What is only counted is counted
+// here, and told when somebody reads it: an instrument's own Add costs more than the request's parsing.
+type Telemetry struct {
 	tracer     trace.Tracer // nil = off
 	propagator propagation.TextMapPropagator
 
-	requests, decisions, bytes, unrecordedCount, limited metric.Int64Counter
-	duration, toFirstByte                                metric.Float64Histogram
-	inFlight                                             metric.Int64UpDownCounter
+	duration, toFirstByte metric.Float64Histogram // these have exemplars
 
-	// setKey → metric.MeasurementOption. What it and the exporters hold is bounded by the table of operations and by
-	// the configuration: nothing that a caller can make up is ever a label.
-	mu   sync.RWMutex         // guards sets
-	sets map[setKey]*measured // bounded by the operation table
+	inFlight, bytesIn, bytesOut, unrecorded, limited atomic.Int64
+
+	// What it and the exporters hold is bounded by the table of operations and by the configuration: nothing that a
+	// caller can make up is ever a label.
+	mu        sync.RWMutex // guards both
+	requests  map[requestKind]*counted
+	decisions map[decisionKind]*counted
 }
 
-// measured is a set of attributes as each kind of instrument takes it.
-type measured struct {
-	add    []metric.AddOption
+// counted is one kind of a thing, with the attributes that tell it from others, made once.
+type counted struct {
+	n      atomic.Int64
+	set    attribute.Set
 	record []metric.RecordOption
 }
 
-func measuredBy(attributes ...attribute.KeyValue) *measured {
-	set := metric.WithAttributeSet(attribute.NewSet(attributes...))
-	return &measured{[]metric.AddOption{set}, []metric.RecordOption{set}}
-}
-
-// measured is what key stands for, made once.
-func (t *telemetry) measured(key setKey, attributes func() []attribute.KeyValue) *measured {
-	t.mu.RLock()
-	m := t.sets[key]
-	t.mu.RUnlock()
-	if m == nil {
-		m = measuredBy(attributes()...)
-		t.mu.Lock()
-		t.sets[key] = m
-		t.mu.Unlock()
-	}
-	return m
-}
-
-type setKey struct {
+type requestKind struct {
 	operation, outcome, backend string
-	status                      int
+	status                      int // its class
+}
+
+type decisionKind struct{ allow, differs bool }
+
+func (k requestKind) attributes() attribute.Set {
+	return attribute.NewSet(attribute.String("operation", k.operation), attribute.String("outcome", k.outcome),
+		attribute.String("backend", k.backend), attribute.String("status", fmt.Sprintf("%dxx", k.status)))
+}
+
+func (k decisionKind) attributes() attribute.Set {
+	result := "refused"
+	if k.allow {
+		result = "allowed"
+	}
+	return attribute.NewSet(attribute.String("result", result), attribute.Bool("shadow_differs", k.differs))
+}
+
+// of is what counts k.
+func of[K interface {
+	comparable
+	attributes() attribute.Set
+}](t *Telemetry, kinds map[K]*counted, k K) *counted {
+	t.mu.RLock()
+	c := kinds[k]
+	t.mu.RUnlock()
+	if c != nil {
+		return c
+	}
+	set := k.attributes()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c = kinds[k]; c == nil {
+		c = &counted{set: set, record: []metric.RecordOption{metric.WithAttributeSet(set)}}
+		kinds[k] = c
+	}
+	return c
 }
 
 var inSeconds = metric.WithUnit("s")
 
-func newTelemetry(meter metric.Meter, tracer trace.Tracer) (*telemetry, error) {
+// NewTelemetry makes the instruments. Without a meter nothing is measured, without a tracer nothing traced.
+func NewTelemetry(meter metric.Meter, tracer trace.Tracer) (*Telemetry, error) {
 	if meter == nil {
 		meter = metricnoop.Meter{}
 	}
 	if _, off := tracer.(tracenoop.Tracer); off {
 		tracer = nil
 	}
-	t := &telemetry{sets: map[setKey]*measured{}, tracer: tracer, propagator: propagation.TraceContext{}}
+	t := &Telemetry{
+		tracer: tracer, propagator: propagation.TraceContext{},
+		requests: map[requestKind]*counted{}, decisions: map[decisionKind]*counted{},
+	}
 	buckets := metric.WithExplicitBucketBoundaries(.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300)
-	var failed error
-	keep := func(err error) {
-		if failed == nil {
-			failed = err
+	var errs [9]error
+	t.duration, errs[0] = meter.Float64Histogram(MetricDuration, metric.WithDescription("Time from a request's first to its last byte."), inSeconds, buckets)
+	t.toFirstByte, errs[1] = meter.Float64Histogram(MetricFirstByte, metric.WithDescription("Time until the backend's answer began."), inSeconds, buckets)
+	requests, err := meter.Int64ObservableCounter(MetricRequests, metric.WithDescription("Requests on the S3 listener."), metric.WithUnit("{request}"))
+	errs[2] = err
+	decisions, err := meter.Int64ObservableCounter(MetricDecisions, metric.WithDescription("Policy decisions."), metric.WithUnit("{decision}"))
+	errs[3] = err
+	bytes, err := meter.Int64ObservableCounter(MetricBytes, metric.WithDescription("Bytes of bodies passed through."), metric.WithUnit("By"))
+	errs[4] = err
+	unrecorded, err := meter.Int64ObservableCounter(MetricUnrecorded, metric.WithDescription("Requests refused because no audit event could be reserved."), metric.WithUnit("{request}"))
+	errs[5] = err
+	limited, err := meter.Int64ObservableCounter(MetricLimited, metric.WithDescription("Requests refused because their session was over its limits."), metric.WithUnit("{request}"))
+	errs[6] = err
+	inFlight, err := meter.Int64ObservableUpDownCounter(MetricInFlight, metric.WithDescription("Requests being served."), metric.WithUnit("{request}"))
+	errs[7] = err
+	in := metric.WithAttributeSet(attribute.NewSet(attribute.String("direction", "in")))
+	out := metric.WithAttributeSet(attribute.NewSet(attribute.String("direction", "out")))
+	_, errs[8] = meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		t.mu.RLock()
+		defer t.mu.RUnlock()
+		for _, c := range t.requests {
+			o.ObserveInt64(requests, c.n.Load(), metric.WithAttributeSet(c.set))
 		}
+		for _, c := range t.decisions {
+			o.ObserveInt64(decisions, c.n.Load(), metric.WithAttributeSet(c.set))
+		}
+		o.ObserveInt64(bytes, t.bytesIn.Load(), in)
+		o.ObserveInt64(bytes, t.bytesOut.Load(), out)
+		o.ObserveInt64(unrecorded, t.unrecorded.Load()) // what is alerted on is there before it first happens
+		o.ObserveInt64(limited, t.limited.Load())
+		o.ObserveInt64(inFlight, t.inFlight.Load())
+		return nil
+	}, requests, decisions, bytes, unrecorded, limited, inFlight)
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, fmt.Errorf("make instruments: %w", err)
 	}
-	var err error
-	t.requests, err = meter.Int64Counter(MetricRequests, metric.WithDescription("Requests on the S3 listener."), metric.WithUnit("{request}"))
-	keep(err)
-	t.decisions, err = meter.Int64Counter(MetricDecisions, metric.WithDescription("Policy decisions."), metric.WithUnit("{decision}"))
-	keep(err)
-	t.bytes, err = meter.Int64Counter(MetricBytes, metric.WithDescription("Bytes of bodies passed through."), metric.WithUnit("By"))
-	keep(err)
-	t.unrecordedCount, err = meter.Int64Counter(MetricUnrecorded, metric.WithDescription("Requests refused because no audit event could be reserved."), metric.WithUnit("{request}"))
-	keep(err)
-	t.limited, err = meter.Int64Counter(MetricLimited, metric.WithDescription("Requests refused because their session was over its limits."), metric.WithUnit("{request}"))
-	keep(err)
-	t.duration, err = meter.Float64Histogram(MetricDuration, metric.WithDescription("Time from a request's first to its last byte."), inSeconds, buckets)
-	keep(err)
-	t.toFirstByte, err = meter.Float64Histogram(MetricFirstByte, metric.WithDescription("Time until the backend's answer began."), inSeconds, buckets)
-	keep(err)
-	t.inFlight, err = meter.Int64UpDownCounter(MetricInFlight, metric.WithDescription("Requests being served."), metric.WithUnit("{request}"))
-	keep(err)
-	if failed != nil {
-		return nil, fmt.Errorf("make instruments: %w", failed)
-	}
-	// What is alerted on is there before it first happens.
-	t.unrecordedCount.Add(context.Background(), 0)
-	t.limited.Add(context.Background(), 0)
 	return t, nil
 }
 
-var (
-	directionIn  = measuredBy(attribute.String("direction", "in"))
-	directionOut = measuredBy(attribute.String("direction", "out"))
-)
-
-func (t *telemetry) unrecorded(ctx context.Context) { t.unrecordedCount.Add(ctx, 1) }
-
-func (t *telemetry) decided(ctx context.Context, d *policy.Decision) {
-	key := setKey{operation: "decision", outcome: "refused"}
-	if d.Allow {
-		key.outcome = "allowed"
-	}
-	if d.Shadow != nil && d.Shadow.Differs {
-		key.backend = "differs"
-	}
-	set := t.measured(key, func() []attribute.KeyValue {
-		return []attribute.KeyValue{attribute.String("result", key.outcome), attribute.Bool("shadow_differs", key.backend != "")}
-	})
-	t.decisions.Add(ctx, 1, set.add...)
+func (t *Telemetry) decided(d *policy.Decision) {
+	of(t, t.decisions, decisionKind{d.Allow, d.Shadow != nil && d.Shadow.Differs}).n.Add(1)
 }
 
-func (t *telemetry) finished(c *call, took time.Duration) {
+func (t *Telemetry) finished(c *call, took time.Duration) {
 	ctx := context.Background() // the request's may have ended, and costs a walk for each measurement
 	span := c.recorded()
 	if span != nil {
 		ctx = trace.ContextWithSpan(ctx, span)
 	}
-	key := setKey{orOther(c.event.Operation), string(c.event.Outcome), c.event.Backend.Name, c.event.Status / 100}
-	set := t.measured(key, func() []attribute.KeyValue {
-		return []attribute.KeyValue{
-			attribute.String("operation", key.operation), attribute.String("outcome", key.outcome),
-			attribute.String("backend", key.backend), attribute.String("status", fmt.Sprintf("%dxx", key.status)),
-		}
-	})
-	t.requests.Add(ctx, 1, set.add...)
-	t.duration.Record(ctx, took.Seconds(), set.record...)
+	kind := of(t, t.requests, requestKind{orOther(c.event.Operation), string(c.event.Outcome), c.event.Backend.Name, c.event.Status / 100})
+	kind.n.Add(1)
+	t.duration.Record(ctx, took.Seconds(), kind.record...)
 	if !c.firstByte.IsZero() {
-		t.toFirstByte.Record(ctx, c.firstByte.Sub(c.start).Seconds(), set.record...)
+		t.toFirstByte.Record(ctx, c.firstByte.Sub(c.start).Seconds(), kind.record...)
 	}
-	if c.event.BytesIn > 0 {
-		t.bytes.Add(ctx, c.event.BytesIn, directionIn.add...)
-	}
-	if c.event.BytesOut > 0 {
-		t.bytes.Add(ctx, c.event.BytesOut, directionOut.add...)
-	}
+	t.bytesIn.Add(c.event.BytesIn)
+	t.bytesOut.Add(c.event.BytesOut)
 	if c.event.Outcome == audit.Refused && c.event.Error == "SlowDown" {
-		t.limited.Add(ctx, 1)
+		t.limited.Add(1)
 	}
-	t.inFlight.Add(ctx, -1)
+	t.inFlight.Add(-1)
 	if span != nil {
 		c.describe(span)
 		span.End()
@@ -176,7 +182,7 @@ func (t *telemetry) finished(c *call, took time.Duration) {
 
 // recorded is the request's span where somebody will see it, and nil elsewhere.
 func (c *call) recorded() trace.Span {
-	if c.proxy.telemetry.tracer == nil {
+	if c.proxy.Telemetry.tracer == nil {
 		return nil
 	}
 	if span := trace.SpanFromContext(c.ctx); span.IsRecording() {
@@ -241,8 +247,8 @@ func (c *call) describe(span trace.Span) {
 // startSpan continues the caller's trace, or begins one. Of the caller's context only the trace and the parent are
 // taken: tracestate is text that anybody may make up, and would go on to backends.
 func (c *call) startSpan() {
-	t := c.proxy.telemetry
-	t.inFlight.Add(context.Background(), 1)
+	t := c.proxy.Telemetry
+	t.inFlight.Add(1)
 	if t.tracer == nil {
 		return
 	}
@@ -266,7 +272,7 @@ func (c *call) span(name string) (context.Context, func(error)) {
 	if name == "backend" {
 		kind = trace.SpanKindClient
 	}
-	ctx, span := c.proxy.telemetry.tracer.Start(c.ctx, name, trace.WithSpanKind(kind))
+	ctx, span := c.proxy.Telemetry.tracer.Start(c.ctx, name, trace.WithSpanKind(kind))
 	return ctx, func(err error) {
 		if err != nil {
 			e, _ := translate(err)
@@ -278,5 +284,5 @@ func (c *call) span(name string) (context.Context, func(error)) {
 
 // propagate sends the trace on to a backend that asked for it. Where there is none, nothing of the caller's goes on.
 func (c *call) propagate(h http.Header) {
-	c.proxy.telemetry.propagator.Inject(c.ctx, propagation.HeaderCarrier(h))
+	c.proxy.Telemetry.propagator.Inject(c.ctx, propagation.HeaderCarrier(h))
 }

@@ -23,8 +23,13 @@ func traced(t *testing.T, configure func(*proxy.Config)) (*rig, *tracetest.SpanR
 	t.Helper()
 	spans, reader := tracetest.NewSpanRecorder(), sdkmetric.NewManualReader()
 	r := newRig(t, rigOptions{configure: func(c *proxy.Config) {
-		c.Tracer = sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans)).Tracer("test")
-		c.Meter = sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader)).Meter("test")
+		var err error
+		if c.Telemetry, err = proxy.NewTelemetry(
+			sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader)).Meter("test"),
+			sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans)).Tracer("test"),
+		); err != nil {
+			t.Fatal(err)
+		}
 		if configure != nil {
 			configure(c)
 		}
@@ -112,7 +117,7 @@ func TestSpansTellKeysAndSubjectsWhereAsked(t *testing.T) {
 func TestTraceContextStopsHere(t *testing.T) {
 	for name, configure := range map[string]func(*proxy.Config){
 		"not asked for": nil,
-		"no tracing":    func(c *proxy.Config) { c.Tracer = nil; c.Backends[0].Propagate = true },
+		"no tracing":    func(c *proxy.Config) { c.Telemetry = nil; c.Backends[0].Propagate = true },
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, _, _ := traced(t, configure)

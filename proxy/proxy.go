@@ -14,8 +14,6 @@ import (
 	"time"
 
 	"github.com/gobwas/glob"
-	"go.opentelemetry.io/otel/metric"
-	"go.opentelemetry.io/otel/trace"
 
 	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/policy"
@@ -35,9 +33,8 @@ type Config struct {
 	TrustedProxies []netip.Prefix // whose X-Forwarded-For tells the source
 	Limits         Limits
 
-	Log    *slog.Logger // nil = slog.Default()
-	Meter  metric.Meter // nil = none
-	Tracer trace.Tracer // nil = none
+	Log       *slog.Logger // nil = slog.Default()
+	Telemetry *Telemetry   // nil = none
 
 	TraceKeys     bool // spans tell object keys
 	TraceSubjects bool // spans tell subject and session
@@ -74,7 +71,6 @@ type Proxy struct {
 	addressing s3wire.Addressing
 	sessions   *sessionLimits
 	calls      *calls
-	telemetry  *telemetry
 }
 
 // New checks c and makes a Proxy.
@@ -103,16 +99,17 @@ func New(c Config) (*Proxy, error) {
 	if c.Limits.IdleTimeout == 0 {
 		c.Limits.IdleTimeout = 60 * time.Second
 	}
-	t, err := newTelemetry(c.Meter, c.Tracer)
-	if err != nil {
-		return nil, fmt.Errorf("proxy: %w", err)
+	if c.Telemetry == nil {
+		var err error
+		if c.Telemetry, err = NewTelemetry(nil, nil); err != nil {
+			return nil, fmt.Errorf("proxy: %w", err)
+		}
 	}
 	return &Proxy{
 		Config:     c,
 		addressing: s3wire.Addressing{Domains: c.Domains},
 		sessions:   newSessionLimits(c.Limits, c.Now),
 		calls:      newCalls(c.Limits.IdleTimeout),
-		telemetry:  t,
 	}, nil
 }
 
@@ -137,7 +134,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	record, err := p.Audit.Begin(start)
 	if err != nil {
 		// Nothing has been done and nothing can be recorded: the one answer without an event.
-		p.telemetry.unrecorded(r.Context())
+		p.Telemetry.unrecorded.Add(1)
 		w.Header().Set("Retry-After", "1")
 		s3wire.WriteError(w, r, &s3wire.Error{Code: "SlowDown", Message: "the proxy is at its limit of requests in flight, or cannot record another; retry soon"}, r.URL.Path, "")
 		return

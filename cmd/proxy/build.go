@@ -14,9 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"go.opentelemetry.io/otel/metric"
-	"go.opentelemetry.io/otel/trace"
-
 	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/policy"
 	"github.com/sluice-s3/sluice/proxy"
@@ -52,13 +49,11 @@ func (p *parts) signerOf(b *Backend) *signer.Signer {
 
 // lasting is what outlives a reload.
 type lasting struct {
-	ctx    context.Context // of the process: signers go from one reload to the next
-	audit  *audit.Log
-	log    *slog.Logger
-	meter  metric.Meter
-	tracer trace.Tracer
-
+	ctx       context.Context // of the process: signers go from one reload to the next
+	audit     *audit.Log
+	log       *slog.Logger
 	telemetry *telemetry
+	requests  *proxy.Telemetry
 }
 
 // build makes the parts of c. previous is nil at the start.
@@ -122,7 +117,7 @@ func build(ctx context.Context, c *Config, keep lasting, previous *parts) (_ *pa
 			IdleTimeout: c.Limits.IdleTimeout, RequestsPerSecond: c.Limits.RequestsPerSecond,
 			BytesPerSecond: c.Limits.BytesPerSecond, InFlight: c.Limits.InFlight,
 		},
-		Log: keep.log, Meter: keep.meter, Tracer: keep.tracer,
+		Log: keep.log, Telemetry: keep.requests,
 		TraceKeys: c.Telemetry.Spans.Keys, TraceSubjects: c.Telemetry.Spans.Subjects,
 	})
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 	"github.com/pires/go-proxyproto"
 
 	"github.com/sluice-s3/sluice/audit"
+	"github.com/sluice-s3/sluice/proxy"
 )
 
 type serveCommand struct {
@@ -99,12 +100,16 @@ func start(file string, c *Config) (_ *server, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("audit: %w", err)
 	}
-	s.keep = lasting{ctx: ctx, audit: log, log: s.log, meter: s.telemetry.meter("proxy"), tracer: s.telemetry.tracer(), telemetry: s.telemetry}
 	defer func() {
 		if err != nil {
 			_ = log.Close(ctx)
 		}
 	}()
+	requests, err := proxy.NewTelemetry(s.telemetry.meter("proxy"), s.telemetry.tracer())
+	if err != nil {
+		return nil, fmt.Errorf("telemetry: %w", err)
+	}
+	s.keep = lasting{ctx: ctx, audit: log, log: s.log, telemetry: s.telemetry, requests: requests}
 	first, err := build(ctx, c, s.keep, nil)
 	if err != nil {
 		return nil, err
