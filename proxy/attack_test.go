@@ -24,10 +24,10 @@ func TestT16WholeURLsOpenNoDoor(t *testing.T) {
 		"POST http://s3.example.com/ HTTP/1.1\r\nHost: s3.example.com\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 0\r\n\r\n",
 		"POST http://s3.example.com/-/logout HTTP/1.1\r\nHost: s3.example.com\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 0\r\n\r\n",
 	} {
-		if response, body := r.raw(head); response.StatusCode != 400 || !strings.Contains(body, "<Code>InvalidURI</Code>") {
+		if response, body := r.raw(head); response.StatusCode != 400 || !strings.Contains(body, "<Code>InvalidRequest</Code>") {
 			t.Errorf("%.60q: %s %s", head, response.Status, body)
 		}
-		check(t, r.event(), map[string]any{"outcome": "refused", "error": "InvalidURI"})
+		check(t, r.event(), map[string]any{"outcome": "refused", "error": "InvalidRequest"})
 	}
 }
 

@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"encoding/json"
 	"net/http"
 	"net/url"
 	"slices"
@@ -166,4 +167,71 @@ func TestListBucketsIsOfNoBackend(t *testing.T) {
 		t.Errorf("%s %s", response.Status, body)
 	}
 	r.event()
+}
+
+// What HTTP itself cannot make a request of is refused as everything else is: in S3's words, and with an event.
+func TestWhatIsNoRequestHasItsEvent(t *testing.T) {
+	if netHTTP {
+		t.Skip("net/http answers these by itself")
+	}
+	r := newRig(t, rigOptions{})
+	for name, c := range map[string]struct {
+		head    string
+		status  int
+		code    string
+		message string
+		host    string // what the event has of the request
+	}{
+		"bad escape in the path":  {"GET /b/web/%zz HTTP/1.1\r\nHost: h\r\n\r\n", 400, "InvalidArgument", "write %25 for a %", "h"},
+		"bad escape at the end":   {"GET /b/web/k% HTTP/1.1\r\nHost: h\r\n\r\n", 400, "InvalidArgument", "write %25 for a %", "h"},
+		"no host":                 {"GET /b/web/k HTTP/1.1\r\n\r\n", 400, "InvalidRequest", "not well-formed HTTP", ""},
+		"two hosts":               {"GET /b/web/k HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400, "InvalidRequest", "not well-formed HTTP", ""},
+		"two lengths":             {"PUT /b/web/k HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxy", 400, "InvalidRequest", "not well-formed HTTP", "h"},
+		"length and chunks":       {"PUT /b/web/k HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, "InvalidRequest", "not well-formed HTTP", "h"},
+		"folded line":             {"GET /b/web/k HTTP/1.1\r\nHost: h\r\nA: b\r\n c\r\n\r\n", 400, "InvalidRequest", "not well-formed HTTP", ""},
+		"a line feed":             {"GET /b/web/k HTTP/1.1\nHost: h\n\n", 400, "InvalidRequest", "not well-formed HTTP", ""},
+		"no request line":         {"hello\r\n\r\n", 400, "InvalidRequest", "not well-formed HTTP", ""},
+		"an unknown expectation":  {"PUT /b/web/k HTTP/1.1\r\nHost: h\r\nExpect: a pony\r\nContent-Length: 1\r\n\r\nx", 417, "InvalidRequest", "100-continue", "h"},
+		"an unknown encoding":     {"PUT /b/web/k HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip\r\n\r\nx", 501, "NotImplemented", "Transfer-Encoding", "h"},
+		"another HTTP":            {"GET /b/web/k HTTP/3.0\r\nHost: h\r\n\r\n", 400, "InvalidRequest", "HTTP/1.1", ""},
+		"too long":                {"GET /b/web/k HTTP/1.1\r\nHost: h\r\nA: " + strings.Repeat("x", 70_000) + "\r\n\r\n", 400, "RequestHeaderSectionTooLarge", "64 KiB", ""},
+		"a HEAD has no body":      {"HEAD /b/web/%zz HTTP/1.1\r\nHost: h\r\n\r\n", 400, "InvalidArgument", "", "h"},
+		"credentials in a target": {"GET /b/web/%zz?X-Amz-Security-Token=canary HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer canary\r\n\r\n", 400, "InvalidArgument", "write %25", "h"},
+	} {
+		response, body := r.raw(c.head)
+		e := r.event()
+		if response.StatusCode != c.status || e.Status != c.status || e.Error != c.code || e.Outcome != "refused" || e.Host != c.host {
+			t.Errorf("%s: %s %s, event %+v", name, response.Status, body, e)
+		}
+		if response.Header.Get("X-Amz-Request-Id") != e.ID || response.Header.Get("X-Sluice-Request-Id") != e.ID || !response.Close {
+			t.Errorf("%s: %v for event %s", name, response.Header, e.ID)
+		}
+		if strings.HasPrefix(c.head, "HEAD") {
+			if body != "" {
+				t.Errorf("%s: body %q", name, body)
+			}
+			continue
+		}
+		if !strings.Contains(body, "<Code>"+c.code+"</Code>") || !strings.Contains(strings.ReplaceAll(body, "&#34;", `"`), c.message) {
+			t.Errorf("%s: %s", name, body)
+		}
+		if text, _ := json.Marshal(e); strings.Contains(string(text)+body+r.log.String(), "canary") {
+			t.Errorf("%s: a credential in %s\n%s", name, text, body)
+		}
+	}
+	if n := len(r.backend.Requests()); n != 0 {
+		t.Errorf("%d requests reached the backend", n)
+	}
+}
+
+// The event tells the bucket even where the key cannot be read.
+func TestRefusedKeysTellTheirBucket(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	for _, key := range []string{"web/a%00b", "web/a%FFb", strings.Repeat("k", 1025)} {
+		response, body := r.raw("GET /artifacts/" + key + " HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer " + r.token() + "\r\n\r\n")
+		if response.StatusCode != 400 || !strings.Contains(body, "<Code>InvalidArgument</Code>") && !strings.Contains(body, "<Code>KeyTooLongError</Code>") {
+			t.Errorf("%.20s: %s %s", key, response.Status, body)
+		}
+		check(t, r.event(), map[string]any{"outcome": "refused", "bucket": "artifacts", "key": ""})
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"time"
 
@@ -85,6 +86,26 @@ func translate(err error) (*s3wire.Error, audit.Outcome) {
 		return &s3wire.Error{Code: "ServiceUnavailable", Message: "the proxy ran out of time on this request; retry"}, audit.Failed
 	}
 	return &s3wire.Error{Code: "InternalError", Message: "the proxy failed on this request; its operator can find it by the request id"}, audit.Failed
+}
+
+// malformed says what HTTP found wrong with a request, by its status, and where it can be told, with the target.
+func malformed(target string, status int) error {
+	switch status {
+	case http.StatusExpectationFailed:
+		return &s3wire.Error{Code: "InvalidRequest", Status: status, Message: `the header Expect can only be "100-continue"`}
+	case http.StatusRequestHeaderFieldsTooLarge:
+		return &s3wire.Error{Code: "RequestHeaderSectionTooLarge", Message: "the request line and header are longer than 64 KiB"}
+	case http.StatusNotImplemented:
+		return &s3wire.Error{Code: "NotImplemented", Message: `the header Transfer-Encoding can only be "chunked", once`}
+	case http.StatusHTTPVersionNotSupported:
+		return &s3wire.Error{Code: "InvalidRequest", Message: "the request line must end in HTTP/1.1 or HTTP/1.0"}
+	}
+	if target != "" {
+		if err := s3wire.CheckTarget(target); err != nil {
+			return err
+		}
+	}
+	return &s3wire.Error{Code: "InvalidRequest", Message: "the request is not well-formed HTTP/1.1: check the request line, that Host and Content-Length come once, and that every header is one line"}
 }
 
 // retryAfter is how long a client should wait before it tries again; 0 = it need not.

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/gobwas/glob"
@@ -129,7 +130,16 @@ func (c *Config) compile() error {
 }
 
 // ServeHTTP answers one request and records it, once, whatever happens.
-func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) { p.answer(w, r, (*call).serve) }
+
+// Malformed does the same for what HTTP could not make a request of: see http1.Server.Malformed.
+func (p *Proxy) Malformed(w http.ResponseWriter, r *http.Request, status int) {
+	r.URL = &url.URL{}
+	r.URL.Path, _, _ = strings.Cut(r.RequestURI, "?")
+	p.answer(w, r, func(c *call) { c.refuse(malformed(r.RequestURI, status)) })
+}
+
+func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, serve func(*call)) {
 	start := p.Now()
 	record, err := p.Audit.Begin(start)
 	if err != nil {
@@ -141,7 +151,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	c := newCall(p, w, r, record, start)
 	defer c.finish()
-	c.serve()
+	serve(c)
 }
 
 // serve is the path of a request. Each step either answers for good or hands on.

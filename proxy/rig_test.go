@@ -136,7 +136,7 @@ type front struct {
 	Close, CloseClientConnections func()
 }
 
-func serve(t testing.TB, h http.Handler, errorLog *log.Logger) *front {
+func serve(t testing.TB, h *proxy.Proxy, errorLog *log.Logger) *front {
 	t.Helper()
 	if netHTTP {
 		s := httptest.NewUnstartedServer(h)
@@ -147,7 +147,7 @@ func serve(t testing.TB, h http.Handler, errorLog *log.Logger) *front {
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
-	s := &http1.Server{Handler: h, ErrorLog: errorLog}
+	s := &http1.Server{Handler: h, Malformed: h.Malformed, ErrorLog: errorLog}
 	go s.Serve(l)
 	stop := func() { s.Close() }
 	return &front{l, stop, s.CloseConnections}

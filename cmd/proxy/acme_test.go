@@ -90,7 +90,7 @@ func (a *authority) serve(t *testing.T, c *ACME, p pace) *certificates {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := newS3Server(http.NotFoundHandler(), certs.tls, Limits{HeaderTimeout: 10 * time.Second, IdleTimeout: 10 * time.Second}, log.New(io.Discard, "", 0))
+	server := newS3Server(http.NotFoundHandler(), nil, certs.tls, Limits{HeaderTimeout: 10 * time.Second, IdleTimeout: 10 * time.Second}, log.New(io.Discard, "", 0))
 	go server.Serve(listener)
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(func() {

@@ -26,7 +26,8 @@ type s3Server interface {
 	Close() error
 }
 
-func newS3Server(h http.Handler, secure *tls.Config, limits Limits, errorLog *log.Logger) s3Server {
+// newS3Server has h serve, and malformed answer what http1 cannot give to h; what net/http cannot, it answers itself.
+func newS3Server(h http.Handler, malformed func(http.ResponseWriter, *http.Request, int), secure *tls.Config, limits Limits, errorLog *log.Logger) s3Server {
 	standard := &http.Server{
 		Handler: h, TLSConfig: secure, ErrorLog: errorLog,
 		ReadHeaderTimeout: limits.HeaderTimeout, IdleTimeout: limits.IdleTimeout, MaxHeaderBytes: 64 << 10,
@@ -36,7 +37,7 @@ func newS3Server(h http.Handler, secure *tls.Config, limits Limits, errorLog *lo
 		return &standardServer{standard}
 	}
 	s := &fastServer{
-		http1: &http1.Server{Handler: h, TLS: secure, ErrorLog: errorLog, HeaderTimeout: limits.HeaderTimeout, IdleTimeout: limits.IdleTimeout},
+		http1: &http1.Server{Handler: h, Malformed: malformed, TLS: secure, ErrorLog: errorLog, HeaderTimeout: limits.HeaderTimeout, IdleTimeout: limits.IdleTimeout},
 		http2: standard,
 	}
 	s.http1.HTTP2 = s.handOver

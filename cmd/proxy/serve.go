@@ -138,7 +138,7 @@ func start(file string, c *Config) (_ *server, err error) {
 		return nil, fmt.Errorf("admin.address: %w", err)
 	}
 	errorLog := slog.NewLogLogger(s.log.Handler(), slog.LevelDebug) // handshakes and resets are the network's noise
-	s.s3 = newS3Server(http.HandlerFunc(s.serveS3), tlsConfig, c.Limits, errorLog)
+	s.s3 = newS3Server(http.HandlerFunc(s.serveS3), s.serveMalformed, tlsConfig, c.Limits, errorLog)
 	s.admin = &http.Server{Handler: s.adminHandler(c.Admin), ErrorLog: errorLog, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
 	go s.run(s.admin, adminListener)
 	go s.run(s.s3, listener)
@@ -162,6 +162,12 @@ func (s *server) serveS3(w http.ResponseWriter, r *http.Request) {
 	s.inFlight.Add(1)
 	defer s.inFlight.Done()
 	s.current.Load().proxy.ServeHTTP(w, r)
+}
+
+func (s *server) serveMalformed(w http.ResponseWriter, r *http.Request, status int) {
+	s.inFlight.Add(1)
+	defer s.inFlight.Done()
+	s.current.Load().proxy.Malformed(w, r, status)
 }
 
 // open opens the listener, which understands PROXY protocol from whom the configuration trusts.

@@ -138,6 +138,21 @@ func TestMainPath(t *testing.T) {
 	if e.Decision.Role != world.RoleARN("sluice-default") {
 		t.Errorf("role %q", e.Decision.Role)
 	}
+
+	// What HTTP itself refuses has its event too.
+	malformed, err := http.NewRequest("GET", r.proxy.URL, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	malformed.URL.Opaque = "/artifacts/web/%zz"
+	response, err := r.HTTPClient().Do(malformed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response.Body.Close()
+	if e := r.event(t); response.StatusCode != 400 || e.Outcome != audit.Refused || response.Header.Get("X-Amz-Request-Id") != e.ID {
+		t.Errorf("%s %v, event %+v", response.Status, response.Header, e)
+	}
 	if want := []audit.Access{{Action: "s3:PutObject", Bucket: "artifacts", Key: e.Key, Allow: true}}; fmt.Sprint(e.Accesses) != fmt.Sprint(want) {
 		t.Errorf("accesses %v, want %v", e.Accesses, want)
 	}
@@ -197,7 +212,7 @@ func TestMainPath(t *testing.T) {
 	}
 	r.event(t)
 
-	response, err := http.Get(r.proxy.URL + "/artifacts/web/x")
+	response, err = http.Get(r.proxy.URL + "/artifacts/web/x")
 	if err != nil {
 		t.Fatal(err)
 	}

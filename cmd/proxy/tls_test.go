@@ -57,7 +57,7 @@ func TestTLSFilesReload(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := newS3Server(http.NotFoundHandler(), certs.tls, Limits{HeaderTimeout: 10 * time.Second, IdleTimeout: 10 * time.Second}, log.New(io.Discard, "", 0))
+	server := newS3Server(http.NotFoundHandler(), nil, certs.tls, Limits{HeaderTimeout: 10 * time.Second, IdleTimeout: 10 * time.Second}, log.New(io.Discard, "", 0))
 	go server.Serve(listener)
 	t.Cleanup(func() { server.Close() })
 

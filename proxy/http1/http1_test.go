@@ -274,6 +274,7 @@ func TestUnaskedBytes(t *testing.T) {
 	late, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	defer late.Close()
+	sent := make(chan struct{}) // before the second request, or the bytes would answer it
 	go func() {
 		conn, err := late.Accept()
 		if err != nil {
@@ -284,6 +285,7 @@ func TestUnaskedBytes(t *testing.T) {
 		io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na")
 		io.WriteString(conn, "HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
 		conn.Close()
+		close(sent)
 		if conn, err = late.Accept(); err != nil {
 			return
 		}
@@ -295,6 +297,7 @@ func TestUnaskedBytes(t *testing.T) {
 	if err != nil || body != "a" {
 		t.Fatal(body, err)
 	}
+	<-sent
 	if response, body, err := get(rt, "GET", "http://"+late.Addr().String()); err != nil || body != "b" {
 		t.Errorf("%v %q %v", response, body, err)
 	}

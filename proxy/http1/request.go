@@ -33,9 +33,14 @@ func (r *request) init(c *conn) {
 	r.header = make(http.Header, 16)
 }
 
-// read reads a request's head. status is what to answer where that fails; 0 = nothing.
+// read reads a request's head. status is what to answer where that fails; 0 = nothing. The request is then what had been
+// read: see Server.Malformed.
 func (r *request) read() (status int, err error) {
 	c := r.conn
+	r.Request = *r.blank
+	r.Request.Body, r.Request.Close = http.NoBody, true
+	r.body.reset(&c.in, framing{length: -1}, false)
+	r.deadlineSet.Store(false)
 	late := time.Time{}
 	if t := c.server.HeaderTimeout; t > 0 && !complete(&c.in) {
 		late = time.Now().Add(t)
@@ -76,6 +81,8 @@ func (r *request) parse(head string) (status int, err error) {
 	if !ok || !ok2 || method == "" || target == "" || !all(method, isToken) || !all(target, isURI) {
 		return http.StatusBadRequest, errMalformed
 	}
+	q := &r.Request
+	q.Method, q.RequestURI = method, target
 	old := proto == "HTTP/1.0"
 	if !old && proto != "HTTP/1.1" {
 		if strings.HasPrefix(proto, "HTTP/") {
@@ -92,6 +99,9 @@ func (r *request) parse(head string) (status int, err error) {
 	if len(hosts) > 1 || len(hosts) == 0 && !old || len(hosts) == 1 && !validHost(hosts[0]) {
 		return http.StatusBadRequest, errMalformed
 	}
+	if len(hosts) == 1 {
+		q.Host = hosts[0]
+	}
 	f, err := frame(r.header)
 	if err != nil {
 		if encodings := r.header["Transfer-Encoding"]; len(encodings) > 1 || len(encodings) == 1 && !strings.EqualFold(encodings[0], "chunked") {
@@ -106,15 +116,22 @@ func (r *request) parse(head string) (status int, err error) {
 	if err != nil {
 		return http.StatusBadRequest, err
 	}
+	expectations, expects := r.header["Expect"]
+	if expects && !hasToken(expectations, "100-continue") {
+		return http.StatusExpectationFailed, errMalformed
+	}
+	if f.chunked {
+		if err := r.announced(); err != nil {
+			return http.StatusBadRequest, err
+		}
+	}
 
-	q := &r.Request
-	*q = *r.blank
-	q.Method, q.URL, q.RequestURI, q.Header = method, u, target, r.header
+	q.URL, q.Header = u, r.header
 	if old {
 		q.Proto, q.ProtoMinor = "HTTP/1.0", 0
 	}
-	if q.Host = u.Host; q.Host == "" && len(hosts) == 1 {
-		q.Host = hosts[0]
+	if u.Host != "" {
+		q.Host = u.Host
 	}
 	delete(r.header, "Host")
 	q.Close = old || hasToken(r.header["Connection"], "close")
@@ -124,21 +141,11 @@ func (r *request) parse(head string) (status int, err error) {
 		q.ContentLength = -1
 		q.TransferEncoding = []string{"chunked"}
 		delete(r.header, "Transfer-Encoding")
-		if err := r.announced(); err != nil {
-			return http.StatusBadRequest, err
-		}
 	}
 	r.body.reset(&r.conn.in, f, false)
-	r.over, r.expect = false, false
-	r.deadlineSet.Store(false)
+	r.over, r.expect = false, expects && !old && !r.body.done
 	if r.body.done {
 		q.Body = http.NoBody
-	}
-	if expectations, ok := r.header["Expect"]; ok {
-		if !hasToken(expectations, "100-continue") {
-			return http.StatusExpectationFailed, errMalformed
-		}
-		r.expect = !old && !r.body.done
 	}
 	return 0, nil
 }

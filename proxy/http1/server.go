@@ -23,6 +23,10 @@ import (
 // done. The fields are to be set before the first use.
 type Server struct {
 	Handler http.Handler
+	// Malformed answers what cannot be given to Handler; status is what HTTP has for it. The request has what could be
+	// read before that: nothing, or Method and RequestURI, or Host too. It has no URL, no header and no body.
+	// nil = a line of text.
+	Malformed func(w http.ResponseWriter, r *http.Request, status int)
 	// HeaderTimeout bounds a request's head from its first byte, and a TLS handshake; 0 = none.
 	HeaderTimeout time.Duration
 	// IdleTimeout is how long a connection may be without a request; 0 = for ever.
@@ -317,18 +321,28 @@ func (c *conn) one() (again bool) {
 		return false
 	}
 	status, err := c.request.read()
-	if err != nil {
-		if status != 0 {
-			c.refuse(status)
-		}
+	if err != nil && status == 0 {
 		return false
 	}
 	c.requests++
 	c.response.reset()
+	if err != nil {
+		return c.handle(func(w http.ResponseWriter, r *http.Request) { c.server.malformed(w, r, status) }, true)
+	}
 	if c.request.body.done {
 		c.handling.Store(c.requests)
 	}
-	return c.handle()
+	return c.handle(c.server.Handler.ServeHTTP, false)
+}
+
+func (s *Server) malformed(w http.ResponseWriter, r *http.Request, status int) {
+	if s.Malformed != nil {
+		s.Malformed(w, r, status)
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(status)
+	io.WriteString(w, itoa(status)+" "+http.StatusText(status))
 }
 
 // await waits for the first byte of a request, as long as the connection may be idle.
@@ -388,15 +402,8 @@ func (c *conn) deadline(t time.Time) {
 	c.rwc.SetReadDeadline(t)
 }
 
-// refuse answers what is no request. There is no event for it: nobody knows what it was.
-func (c *conn) refuse(status int) {
-	text := http.StatusText(status)
-	io.WriteString(c.rwc, "HTTP/1.1 "+itoa(status)+" "+text+"\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: "+itoa(4+len(text))+"\r\nConnection: close\r\n\r\n"+itoa(status)+" "+text)
-	c.linger()
-}
-
-// handle runs the handler, and ends the answer.
-func (c *conn) handle() (again bool) {
+// handle runs a handler, and ends the answer. unread tells that there may be more of the request than anybody knows.
+func (c *conn) handle(h http.HandlerFunc, unread bool) (again bool) {
 	defer func() {
 		if fault := recover(); fault != nil {
 			c.handling.Store(0)
@@ -414,7 +421,7 @@ func (c *conn) handle() (again bool) {
 			again = false
 		}
 	}()
-	c.server.Handler.ServeHTTP(&c.response, &c.request.Request)
+	h(&c.response, &c.request.Request)
 	c.handling.Store(0)
 	complete := c.response.finish()
 	rest := c.request.finish()
@@ -425,7 +432,7 @@ func (c *conn) handle() (again bool) {
 		if c.response.flush() != nil {
 			return false
 		}
-		if rest == bodyLeft || c.in.buffered() > 0 {
+		if unread || rest == bodyLeft || c.in.buffered() > 0 {
 			c.linger()
 		}
 		return false

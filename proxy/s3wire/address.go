@@ -23,16 +23,16 @@ type target struct {
 // about some of them ("//b/k").
 func readTarget(r *http.Request) (target, error) {
 	t := target{host: r.Host}
-	if raw := r.RequestURI; raw != "" {
-		if raw[0] != '/' {
-			return t, errorf("InvalidURI", "the request line must begin with a path: \"*\", a whole URL and CONNECT are not answered here")
+	if r.RequestURI != "" {
+		var err error
+		if t.path, t.query, err = splitTarget(r.RequestURI); err != nil {
+			return t, err
 		}
-		t.path, t.query, _ = strings.Cut(raw, "?")
 	} else {
 		// Made by this process: `proxy explain`, a test.
 		u := r.URL
 		if u == nil || u.Opaque != "" || u.User != nil || u.Fragment != "" {
-			return t, errorf("InvalidURI", "the URL must have no user, no fragment, and a path")
+			return t, errorf("InvalidRequest", "the URL must have no user, no fragment, and a path")
 		}
 		if t.host == "" {
 			t.host = u.Host
@@ -42,16 +42,39 @@ func readTarget(r *http.Request) (target, error) {
 			t.path = "/"
 		}
 		if t.path[0] != '/' {
-			return t, errorf("InvalidURI", "the path must begin with a slash")
+			return t, errorf("InvalidRequest", "the path must begin with a slash")
 		}
 	}
 	if strings.IndexByte(t.path, '#') >= 0 || strings.IndexByte(t.query, '#') >= 0 {
-		return t, errorf("InvalidURI", "the request target has a fragment: write %%23 for a #")
+		return t, errorf("InvalidRequest", "the request target has a fragment: write %%23 for a #")
 	}
 	return t, nil
 }
 
-// address finds the bucket and the key that t names; both empty for the service itself.
+func splitTarget(raw string) (path, query string, err error) {
+	if raw[0] != '/' {
+		return "", "", errorf("InvalidRequest", "the request line must begin with a path: \"*\", a whole URL and CONNECT are not answered here")
+	}
+	path, query, _ = strings.Cut(raw, "?")
+	return path, query, nil
+}
+
+// CheckTarget tells what is wrong with a request target by itself, for an answer to a request that nothing else is
+// known of. raw MUST NOT be empty.
+func CheckTarget(raw string) error {
+	path, rawQuery, err := splitTarget(raw)
+	if err == nil {
+		_, err = unescape(path, "the path")
+	}
+	if err == nil {
+		var q query
+		err = q.read(rawQuery)
+	}
+	return err
+}
+
+// address finds the bucket and the key that t names; both empty for the service itself. The bucket is told where it is the
+// key that is wrong.
 func (a Addressing) address(t target) (bucketName, key string, err error) {
 	inHost, err := a.bucketInHost(t.host)
 	if err != nil {
@@ -65,7 +88,7 @@ func (a Addressing) address(t target) (bucketName, key string, err error) {
 		rawBucket, rawKey, _ = strings.Cut(rawKey, "/")
 		if rawBucket == "" {
 			if t.path != "/" {
-				return "", "", errorf("InvalidURI", "the path begins with two slashes: the first segment is the bucket")
+				return "", "", errorf("InvalidRequest", "the path begins with two slashes: the first segment is the bucket")
 			}
 			return "", "", nil
 		}
@@ -78,10 +101,10 @@ func (a Addressing) address(t target) (bucketName, key string, err error) {
 	}
 	key, err = unescape(rawKey, "the key")
 	if err != nil {
-		return "", "", err
+		return bucketName, "", err
 	}
 	if len(key) > maxKey {
-		return "", "", errorf("KeyTooLongError", "a key has at most %d bytes; this one has %d", maxKey, len(key))
+		return bucketName, "", errorf("KeyTooLongError", "a key has at most %d bytes; this one has %d", maxKey, len(key))
 	}
 	return bucketName, key, nil
 }

@@ -18,7 +18,7 @@ func (a Addressing) Parse(r *http.Request) (*Operation, error) {
 	}
 	op := &Operation{Method: r.Method}
 	if op.Bucket, op.Key, err = a.address(t); err != nil {
-		return nil, err
+		return op, err
 	}
 	if methodIndex(op.Method) == options {
 		return op.parsePreflight(r)

@@ -353,7 +353,10 @@ func TestErrorsNameTheOperation(t *testing.T) {
 	if err == nil || op == nil || op.Name != "GetObject" || op.Bucket != "b" || op.Key != "k" || op.VersionID != "v" {
 		t.Errorf("%+v, %v", op, err)
 	}
-	if op, err := read("GET", domain, "/b/%zz", nil); err == nil || op != nil {
+	if op, err := read("GET", domain, "/b/%zz", nil); err == nil || op == nil || op.Bucket != "b" || op.Key != "" {
+		t.Errorf("%+v, %v", op, err)
+	}
+	if op, err := read("GET", domain, "/%zz/k", nil); err == nil || op != nil && op.Bucket != "" {
 		t.Errorf("%+v, %v", op, err)
 	}
 	if got := s3wire.Unsupported(); !slices.Equal(got, []string{"CreateSession", "ListDirectoryBuckets", "WriteGetObjectResponse"}) {

@@ -242,7 +242,7 @@ func (q *query) readAmz(name, value string) error {
 // unescapeQuery decodes one name or value, once.
 func unescapeQuery(s string) (string, error) {
 	if strings.IndexByte(s, ';') >= 0 {
-		return "", errorf("InvalidURI", "the query has a bare semicolon: write %%3B")
+		return "", errorf("InvalidArgument", "the query has a bare semicolon: write %%3B")
 	}
 	if strings.IndexByte(s, '+') >= 0 {
 		s = strings.ReplaceAll(s, "+", "%20")
@@ -263,7 +263,7 @@ func unescape(s, where string) (string, error) {
 		c := s[i]
 		if c == '%' {
 			if i+2 >= len(s) || !isHex(s[i+1]) || !isHex(s[i+2]) {
-				return "", errorf("InvalidURI", "%s has a %% that two hexadecimal digits do not follow: write %%25 for a %%", where)
+				return "", errorf("InvalidArgument", "%s has a %% that two hexadecimal digits do not follow: write %%25 for a %%", where)
 			}
 			c = unhex(s[i+1])<<4 | unhex(s[i+2])
 			i += 2
@@ -278,12 +278,12 @@ func checkText(s, where string) error {
 	ascii := true
 	for i := 0; i < len(s); i++ {
 		if s[i] == 0 {
-			return errorf("InvalidURI", "%s has a NUL", where)
+			return errorf("InvalidArgument", "%s has a NUL", where)
 		}
 		ascii = ascii && s[i] < utf8.RuneSelf
 	}
 	if !ascii && !utf8.ValidString(s) {
-		return errorf("InvalidURI", "%s is not UTF-8", where)
+		return errorf("InvalidArgument", "%s is not UTF-8", where)
 	}
 	return nil
 }
