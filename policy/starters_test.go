@@ -56,6 +56,38 @@ func TestStartersAlone(t *testing.T) {
 	}
 }
 
+// TestStartersFilledIn: their tests hold whatever an operator has written into the data, or nobody would run them.
+func TestStartersFilledIn(t *testing.T) {
+	d := t.TempDir()
+	if err := os.CopyFS(d, os.DirFS(starters)); err != nil {
+		t.Fatal(err)
+	}
+	filled := map[string]string{
+		"admins":     "admins: {https://login.acme.com: {platform-admins: true}}",
+		"agents":     "agents: {known_by: {https://app.gitpod.io: {actor_type: [agent]}}, limits: {requests_per_second: 5}}",
+		"breakglass": "breakglass: {reason: ^INC-, users: {https://login.acme.com: {oncall@acme.com: true}}}",
+		"buckets":    "buckets: {web-cache: web, api-cache: api, artifacts: api}",
+		"ci":         "ci: {https://token.actions.githubusercontent.com: {acme/web: {artifacts: true}}}",
+		"grants":     "grants: {web: {artifacts: {api: read, shared: write}, secrets: {web: write}}}",
+		"listings":   "listings: {buckets: {artifacts: true, other: true}}",
+		"prefixes":   "prefixes: {buckets: {artifacts: project, home: user}}",
+		"residency":  "residency: {buckets: {artifacts: {region: us-east-1}}, projects: {clinic: {regions: [eu-west-1], kinds: [health]}}}",
+		"roles":      "roles: {aws: {narrow: true, projects: {web: arn:aws:iam::123456789012:role/sluice-web}}}",
+		"timeboxed":  `timeboxed: {dev@acme.com: {incident-4711: {may: read, until: "2026-12-01T00:00:00Z"}}}`,
+	}
+	ideas, _ := filepath.Glob(filepath.Join(d, "*.yaml"))
+	if len(ideas) != len(filled) {
+		t.Fatalf("%d ideas, %d filled in", len(ideas), len(filled))
+	}
+	for name, data := range filled {
+		write(t, filepath.Join(d, name+".yaml"), data+"\n")
+	}
+	var out bytes.Buffer
+	if ok, err := policy.Test(context.Background(), []string{d}, &out, false); !ok || err != nil {
+		t.Errorf("%v\n%s", err, out.String())
+	}
+}
+
 // TestTest: what `proxy policy test` says and how it ends.
 func TestTest(t *testing.T) {
 	for _, test := range []struct {
