@@ -20,44 +20,22 @@ import (
 // example is a piece of YAML that people copy.
 type exampleText struct{ where, text string }
 
-// examplesOf finds them: files below examples/, those inside ConfigMaps, and blocks of the documentation.
-func examplesOf(t *testing.T) (files, blocks []exampleText) {
+// examplesOf finds the files below examples/.
+func examplesOf(t *testing.T) (files []exampleText) {
 	t.Helper()
 	root := filepath.Join("..", "..")
-	read := func(path string) string {
-		text, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(text)
-	}
-	markdown := func(path string) {
-		for _, m := range regexp.MustCompile("(?ms)^( *)```ya?ml\n(.*?)^ *```").FindAllStringSubmatch(read(path), -1) {
-			text := regexp.MustCompile("(?m)^"+m[1]).ReplaceAllString(m[2], "")
-			line := 1 + strings.Count(read(path)[:strings.Index(read(path), m[2])], "\n")
-			blocks = append(blocks, exampleText{strings.TrimPrefix(path, root+"/") + ":" + strings.TrimSpace(strings.Split(text, "\n")[0]) + " near line " + jsonOf(line), text})
-		}
-	}
 	err := filepath.WalkDir(filepath.Join(root, "examples"), func(path string, d fs.DirEntry, err error) error {
-		switch ext := filepath.Ext(path); {
-		case err != nil || d.IsDir():
+		if err != nil || d.IsDir() || (filepath.Ext(path) != ".yaml" && filepath.Ext(path) != ".yml") {
 			return err
-		case ext == ".md":
-			markdown(path)
-		case ext == ".yaml" || ext == ".yml":
-			files = append(files, exampleText{strings.TrimPrefix(path, root+"/"), read(path)})
 		}
-		return nil
+		text, err := os.ReadFile(path)
+		files = append(files, exampleText{strings.TrimPrefix(path, root+"/"), string(text)})
+		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	pages, _ := filepath.Glob(filepath.Join(root, "docs", "*.md"))
-	readmes, _ := filepath.Glob(filepath.Join(root, "*.md"))
-	for _, page := range append(pages, readmes...) {
-		markdown(page)
-	}
-	return files, blocks
+	return files
 }
 
 func jsonOf(v any) string { text, _ := json.Marshal(v); return string(text) }
@@ -65,11 +43,10 @@ func jsonOf(v any) string { text, _ := json.Marshal(v); return string(text) }
 // TestExamplesLoad: what people copy must be understood. What is not there on this machine, files and variables, is all
 // that may be missing.
 func TestExamplesLoad(t *testing.T) {
-	files, blocks := examplesOf(t)
-	known := slices.Collect(maps.Keys(sections()))
+	known := sections()
 	loaded, parts := 0, 0
 	var configs []exampleText
-	for _, f := range files {
+	for _, f := range examplesOf(t) {
 		for _, document := range strings.Split(f.text, "\n---\n") {
 			var tree map[string]any
 			if err := yaml.Unmarshal([]byte(document), &tree); err != nil {
@@ -85,21 +62,10 @@ func TestExamplesLoad(t *testing.T) {
 						configs = append(configs, exampleText{f.where + " " + name, text})
 					}
 				}
+			case len(tree) > 0 && !slices.ContainsFunc(slices.Collect(maps.Keys(tree)), func(key string) bool { return !known[key] }):
+				parts++
+				t.Run(f.where, func(t *testing.T) { loadExample(t, document, true) })
 			}
-		}
-	}
-	for _, b := range blocks {
-		var tree map[string]any
-		if yaml.Unmarshal([]byte(b.text), &tree) != nil || len(tree) == 0 {
-			continue // another language's, or a list
-		}
-		if tree["backends"] != nil && tree["issuers"] != nil {
-			configs = append(configs, b)
-			continue
-		}
-		if !slices.ContainsFunc(slices.Collect(maps.Keys(tree)), func(key string) bool { return !slices.Contains(known, key) }) {
-			parts++
-			t.Run(b.where, func(t *testing.T) { loadExample(t, b.text, true) })
 		}
 	}
 	for _, c := range configs {
@@ -142,7 +108,7 @@ func loadExample(t *testing.T, text string, piece bool) {
 			t.Fatal("not YAML")
 		}
 		for name, section := range own {
-			if in, ok := whole[name].(map[string]any); ok {
+			if in, ok := whole[name].(map[string]any); ok && name != "policy" { // which has exactly one source
 				if more, ok := section.(map[string]any); ok {
 					maps.Copy(in, more)
 					continue

@@ -38,18 +38,8 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 // run runs one command and returns its exit status.
 func run(args []string, stdout, stderr io.Writer) int {
-	var cli commands
 	exit := -1
-	parser, err := kong.New(&cli,
-		kong.Name("proxy"),
-		kong.Description("Sluice: S3 for workspaces that hold an OIDC token and no keys."),
-		kong.Writers(stdout, stderr),
-		kong.Exit(func(code int) { exit = code }),
-		kong.Help(helpWithExample),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
-		kong.Vars{"columns": strings.Join(audit.QueryColumns(), ", ")},
-		kong.BindTo(stdout, (*io.Writer)(nil)),
-	)
+	parser, err := newParser(stdout, stderr, func(code int) { exit = code })
 	if err != nil {
 		fmt.Fprintln(stderr, "proxy:", err)
 		return exitFailed
@@ -74,6 +64,19 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return exitFailed
 	}
 	return 0
+}
+
+func newParser(stdout, stderr io.Writer, exit func(int)) (*kong.Kong, error) {
+	return kong.New(new(commands),
+		kong.Name("proxy"),
+		kong.Description("Sluice: S3 for workspaces that hold an OIDC token and no keys."),
+		kong.Writers(stdout, stderr),
+		kong.Exit(exit),
+		kong.Help(helpWithExample),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+		kong.Vars{"columns": strings.Join(audit.QueryColumns(), ", ")},
+		kong.BindTo(stdout, (*io.Writer)(nil)),
+	)
 }
 
 // commandName is the command without its arguments.
