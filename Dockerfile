@@ -1,5 +1,3 @@
-# syntax=docker/dockerfile:1
-#
 #   docker build --build-arg VERSION=1.2.3 --build-arg COMMIT=$(git rev-parse HEAD) -t sluice .
 #
 # The result is the static binary and the CAs that it trusts, on nothing. It runs as nobody in particular, on a read-only
@@ -17,7 +15,10 @@ ENV CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS=-mod=readonly
 COPY go.mod go.sum ./
 RUN --mount=type=cache,target=/go/pkg/mod go mod download && go mod verify
 COPY . .
-ARG TARGETOS TARGETARCH VERSION=(devel) COMMIT=unknown
+ARG TARGETOS
+ARG TARGETARCH
+ARG VERSION=(devel)
+ARG COMMIT=unknown
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
     GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -buildvcs=false \
       -ldflags "-s -w -buildid= -X main.version=${VERSION} -X main.commit=${COMMIT}" -o /root-fs/proxy ./cmd/proxy \
@@ -27,7 +28,8 @@ RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache
  && chown -R 65532:65532 /root-fs/var/lib/sluice /root-fs/var/log/sluice && chmod 1777 /root-fs/tmp
 
 FROM scratch
-ARG VERSION=(devel) COMMIT=unknown
+ARG VERSION=(devel)
+ARG COMMIT=unknown
 LABEL org.opencontainers.image.title="sluice" \
       org.opencontainers.image.description="Keyless S3 for workspaces: an authenticating proxy in front of S3" \
       org.opencontainers.image.source="https://github.com/sluice-s3/sluice" \
