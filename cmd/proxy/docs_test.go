@@ -69,6 +69,7 @@ var treatments = []struct {
 	{"docs/identity.md", "json", `{"issuer"`, revocation},
 	{"docs/operating.md", "yaml", "listen:", pieceOfConfiguration},
 	{"docs/performance.md", "console", "go run ./bench", goProgram},
+	{"docs/policy.md", "yaml", "policy:", pieceOfConfiguration},
 	{"docs/policy.md", "rego", "deny contains", rego("allow if input.action == \"s3:GetObject\"\n")},
 	{"docs/policy.md", "rego", "# one look-up", rego("")}, // and proxy check names the second of its rules
 	{"docs/replicas.md", "", "defaults", haproxy},
