@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
+	"unicode/utf8"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/topdown"
@@ -20,6 +22,7 @@ const maxSessionPolicy = 2048
 // answer is what the rules say of one access.
 type answer struct {
 	allow         bool
+	denied        bool
 	reasons       []string // why not: of `deny` and `reasons`, sorted, each once
 	role          string
 	sessionPolicy json.RawMessage
@@ -28,32 +31,36 @@ type answer struct {
 }
 
 // decide asks about every access and joins the answers.
-func (s *snapshot) decide(e *evaluation, q *Question) (*Decision, error) {
-	answers := make([]answer, len(q.Accesses))
-	err := s.each(e, q, func(i int, in *asking) error { return in.ask(&answers[i]) })
-	if err != nil {
+func (s *snapshot) decide(e evaluation, q *Question) (*Decision, error) {
+	in := s.asking(e, q)
+	defer in.end()
+	if cap(in.answers) < len(q.Accesses) {
+		in.answers = make([]answer, len(q.Accesses))
+	}
+	answers := in.answers[:len(q.Accesses)]
+	if err := in.each((*asking).ask, answers); err != nil {
 		return nil, err
 	}
 	return s.join(answers), nil
 }
 
 // allowed asks about every access by itself.
-func (s *snapshot) allowed(e *evaluation, q *Question) ([]bool, error) {
-	allowed := make([]bool, len(q.Accesses))
-	err := s.each(e, q, func(i int, in *asking) error {
-		var a answer
-		err := in.askAllow(&a)
-		allowed[i] = a.allow
-		return err
-	})
-	if err != nil {
+func (s *snapshot) allowed(e evaluation, q *Question) ([]bool, error) {
+	in := s.asking(e, q)
+	defer in.end()
+	answers := make([]answer, len(q.Accesses))
+	if err := in.each((*asking).askAllow, answers); err != nil {
 		return nil, err
+	}
+	allowed := make([]bool, len(answers))
+	for i := range answers {
+		allowed[i] = answers[i].allow
 	}
 	return allowed, nil
 }
 
 // visible asks of each key whether it could be read.
-func (s *snapshot) visible(e *evaluation, q *Question, keys []string) ([]bool, error) {
+func (s *snapshot) visible(e evaluation, q *Question, keys []string) ([]bool, error) {
 	if err := q.check(); err != nil {
 		return nil, err
 	}
@@ -78,22 +85,6 @@ func (s *snapshot) visible(e *evaluation, q *Question, keys []string) ([]bool, e
 	return visible, nil
 }
 
-// each asks about one access after the other.
-func (s *snapshot) each(e *evaluation, q *Question, ask func(i int, in *asking) error) error {
-	if err := q.check(); err != nil {
-		return err
-	}
-	in := s.asking(e, q)
-	defer in.end()
-	for i := range q.Accesses {
-		in.begin(&q.Accesses[i])
-		if err := ask(i, in); err != nil {
-			return s.undecided(q.Accesses[i].Action, err)
-		}
-	}
-	return nil
-}
-
 // Undecided is a policy that failed on a question: a built-in function did, rules contradict each other, or evaluation
 // did not end. It allows nothing: refuse, as what is undefined is refused.
 type Undecided struct {
@@ -114,26 +105,14 @@ func (s *snapshot) undecided(action string, err error) error {
 	return &Undecided{action, s.revision, err}
 }
 
-func (s *snapshot) asking(e *evaluation, q *Question) *asking {
-	in := &asking{snapshot: s, evaluation: e, question: q}
-	if !e.plain {
-		in.machine = s.program.machine(e, q, e.slot)
-	}
-	return in
-}
-
-func (in *asking) end() {
-	if in.machine != nil {
-		in.machine.release()
-	}
-}
-
 // asking is one question being asked, an access at a time.
 type asking struct {
-	*snapshot
-	*evaluation
+	snapshot *snapshot
+	evaluation
 	question *Question
-	machine  *machine // nil = OPA answers all
+	machine  machine
+	fast     bool // the machine answers what it can
+	answers  []answer
 
 	operation, request *ast.Term // for OPA, made when it is first asked
 	access             *Access
@@ -141,26 +120,64 @@ type asking struct {
 	cache              topdown.VirtualCache // what OPA evaluated for this access
 }
 
+// askings are used again: with their machine they are most of what a decision would have to allocate.
+var askings = sync.Pool{New: func() any { return new(asking) }}
+
+// asking begins to ask. Whoever is given one ends it.
+func (s *snapshot) asking(e evaluation, q *Question) *asking {
+	in := askings.Get().(*asking)
+	in.snapshot, in.evaluation, in.question = s, e, q
+	in.fast = !e.plain && q.check() == nil && in.machine.start(s.program, &in.evaluation, q)
+	return in
+}
+
+func (in *asking) end() {
+	in.machine.end()
+	clear(in.answers)
+	if cap(in.answers) > 16 {
+		in.answers = nil
+	}
+	in.snapshot, in.evaluation, in.question = nil, evaluation{}, nil
+	in.operation, in.request, in.access, in.input, in.cache = nil, nil, nil, nil, nil
+	askings.Put(in)
+}
+
+// each asks about one access after the other.
+func (in *asking) each(ask func(*asking, *answer) error, answers []answer) error {
+	q := in.question
+	if err := q.check(); err != nil {
+		return err
+	}
+	for i := range q.Accesses {
+		in.begin(&q.Accesses[i])
+		if err := ask(in, &answers[i]); err != nil {
+			return in.snapshot.undecided(q.Accesses[i].Action, err)
+		}
+	}
+	return nil
+}
+
 func (in *asking) begin(a *Access) {
 	in.access, in.input = a, nil
-	if in.machine != nil {
+	if in.fast {
 		in.machine.begin(a)
 	}
 }
 
-// run gives the value of each defined rule of a stage to found.
-func (in *asking) run(stage int, q *query, found func(name string, v ast.Value)) error {
-	if q == nil || in.machine != nil && in.machine.answer(stage, found) {
+// run has a take each defined rule of a stage.
+func (in *asking) run(stage int, a *answer) error {
+	q := in.snapshot.queries[stage]
+	if q == nil || in.fast && in.machine.answer(stage, a) {
 		return nil
 	}
 	if in.operation == nil {
 		in.operation, in.request = stringTerm(in.question.Operation), requestTerm(in.question.Request)
 	}
 	if in.input == nil {
-		in.input = accessInput(in.access, in.operation, in.question.Subject.identity, in.request)
+		in.input = accessInput(in.access, in.operation, in.question.Subject.term(), in.request)
 		in.cache = topdown.NewVirtualCache()
 	}
-	return in.snapshot.run(q, in.evaluation, in.input, in.cache, found)
+	return in.snapshot.run(q, &in.evaluation, in.input, in.cache, func(r *rule, v ast.Value) { a.take(r, valueOf(v)) })
 }
 
 var errNoAccess = errors.New("a question without an access: nothing is allowed by asking nothing")
@@ -183,20 +200,17 @@ func (in *asking) ask(a *answer) error {
 		return err
 	}
 	if a.allow {
-		if err := in.run(stageTerms, in.snapshot.terms, a.readTerm); err != nil {
+		if at := in.machine.place; in.fast && at != nil && at.terms != nil {
+			*a = *at.terms
+			return nil
+		}
+		if err := in.run(stageTerms, a); err != nil {
 			return err
 		}
 	}
 	// After the terms: those that are not understood refuse too.
 	if !a.allow {
-		err := in.run(stageReasons, in.snapshot.reasons, func(_ string, v ast.Value) {
-			list, err := stringSet(v)
-			if err != nil {
-				list = []string{"policy: reasons: " + err.Error()}
-			}
-			a.reasons = append(a.reasons, list...)
-		})
-		if err != nil {
+		if err := in.run(stageReasons, a); err != nil {
 			return err
 		}
 	}
@@ -206,49 +220,48 @@ func (in *asking) ask(a *answer) error {
 
 // askAllow sets a.allow, and with it the reasons that `deny` gives.
 func (in *asking) askAllow(a *answer) error {
-	allow, denied := false, false
-	err := in.run(stageAllow, in.snapshot.allow, func(name string, v ast.Value) {
-		switch name {
-		case ruleAllow.name:
-			// Only the literal true: not "true", not 1, not a set that happens to have members.
-			allow = v.Compare(ast.Boolean(true)) == 0
-		case ruleDeny.name:
-			list, err := stringSet(v)
-			if err != nil {
-				list = []string{"policy: deny: " + err.Error()}
-			}
-			denied = len(list) > 0
-			a.reasons = list
-		}
-	})
-	a.allow = err == nil && allow && !denied
+	err := in.run(stageAllow, a)
+	a.allow = err == nil && a.allow && !a.denied
 	return err
 }
 
-// readTerm takes over one rule of an allowed access. What it cannot understand refuses.
-func (a *answer) readTerm(name string, v ast.Value) {
+// take reads the value of one rule. Of `allow`, what is not literally true does not allow; of the other rules, what
+// cannot be understood refuses.
+func (a *answer) take(r *rule, v value) {
 	var err error
-	switch name {
-	case ruleRole.name:
-		role, ok := v.(ast.String)
-		if a.role = string(role); !ok {
-			err = fmt.Errorf("want a string with the role's name, have %s", ast.ValueName(v))
-		} else if role == "" {
+	switch r {
+	case ruleAllow:
+		// Not "true", not 1, not a set that happens to have members.
+		b, ok := v.v.(ast.Boolean)
+		a.allow = ok && bool(b)
+		return
+	case ruleDeny, ruleReasons:
+		list, err := stringSet(v.ast())
+		if err != nil {
+			list = []string{"policy: " + r.name + ": " + err.Error()}
+		}
+		a.denied = r == ruleDeny && len(list) > 0
+		a.reasons = append(a.reasons, list...)
+		return
+	case ruleRole:
+		if a.role = v.s; !v.str {
+			err = fmt.Errorf("want a string with the role's name, have %s", ast.ValueName(v.ast()))
+		} else if a.role == "" {
 			err = errors.New("want a string with the role's name, have an empty one: leave the rule undefined for the backend's own")
 		}
-	case ruleSessionPolicy.name:
-		a.sessionPolicy, err = sessionPolicy(v)
-	case ruleLimits.name:
-		a.limits, err = limits(v)
-	case ruleFilterListing.name:
-		filter, ok := v.(ast.Boolean)
+	case ruleSessionPolicy:
+		a.sessionPolicy, err = sessionPolicy(v.ast())
+	case ruleLimits:
+		a.limits, err = limits(v.ast())
+	case ruleFilterListing:
+		filter, ok := v.v.(ast.Boolean)
 		if a.filter = bool(filter); !ok {
-			err = fmt.Errorf("want a boolean, have %s", ast.ValueName(v))
+			err = fmt.Errorf("want a boolean, have %s", ast.ValueName(v.ast()))
 		}
 	}
 	if err != nil {
 		a.allow = false
-		a.reasons = append(a.reasons, "policy: "+name+": "+err.Error())
+		a.reasons = append(a.reasons, "policy: "+r.name+": "+err.Error())
 	}
 }
 
@@ -345,7 +358,8 @@ func limits(v ast.Value) (l Limits, err error) {
 // join makes one decision of the answers. The request acts as one role under one session policy, so those of all
 // its allowed accesses must go together.
 func (s *snapshot) join(answers []answer) *Decision {
-	d := &Decision{Allow: true, Revision: s.revision, Verdicts: make([]Verdict, len(answers))}
+	d := newDecision(len(answers))
+	d.Allow, d.Revision = true, s.revision
 	var refusals []string
 	var policies []json.RawMessage
 	for i := range answers {
@@ -377,6 +391,19 @@ func (s *snapshot) join(answers []answer) *Decision {
 	return d
 }
 
+// newDecision allocates once for a request with one access, as nearly all are.
+func newDecision(accesses int) *Decision {
+	if accesses == 1 {
+		one := &struct {
+			Decision
+			verdict [1]Verdict
+		}{}
+		one.Verdicts = one.verdict[:]
+		return &one.Decision
+	}
+	return &Decision{Verdicts: make([]Verdict, accesses)}
+}
+
 // refuseAll is for what is wrong with the request as a whole, though each access by itself may be allowed.
 func (d *Decision) refuseAll(reason string) *Decision {
 	refused := &Decision{Revision: d.Revision, Reasons: []string{reason}, Verdicts: make([]Verdict, len(d.Verdicts))}
@@ -400,7 +427,7 @@ func unionPolicy(policies []json.RawMessage) (json.RawMessage, error) {
 			return nil, err
 		}
 	}
-	if n := len([]rune(string(policy))); n > maxSessionPolicy {
+	if n := utf8.RuneCount(policy); n > maxSessionPolicy {
 		return nil, fmt.Errorf("%d characters, AWS takes %d: write fewer or wider statements", n, maxSessionPolicy)
 	}
 	return policy, nil

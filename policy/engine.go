@@ -13,7 +13,6 @@ type Engine struct {
 	entrypoint string
 	source     source
 	deadline   time.Duration // of one question's evaluation
-	slot       int           // of a subject's cache
 	shadow     *Engine       // nil where none is configured
 	onReload   func(Status)
 	current    atomic.Pointer[snapshot]
@@ -82,10 +81,8 @@ func newEngine(c Config, onReload func(Status)) (*Engine, error) {
 	return e, err
 }
 
-func (e *Engine) evaluation(ctx context.Context, q *Question) *evaluation {
-	ev := newEvaluation(ctx, q, e.deadline)
-	ev.slot = e.slot
-	return ev
+func (e *Engine) evaluation(ctx context.Context, q *Question) evaluation {
+	return newEvaluation(ctx, q, e.deadline)
 }
 
 var errNoPolicy = errors.New("no policy is loaded")

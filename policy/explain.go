@@ -83,8 +83,9 @@ func (e *Engine) Explain(ctx context.Context, q *Question) (*Explanation, error)
 	operation, request := stringTerm(q.Operation), requestTerm(q.Request)
 	for i := range q.Accesses {
 		a := &q.Accesses[i]
-		t := &tracer{snapshot: s, input: accessInput(a, operation, q.Subject.identity, request), queries: map[uint64]int{}}
-		t.run(e.evaluation(ctx, q), d.Verdicts[i].Allow)
+		t := &tracer{snapshot: s, input: accessInput(a, operation, q.Subject.term(), request), queries: map[uint64]int{}}
+		ev := e.evaluation(ctx, q)
+		t.run(&ev, d.Verdicts[i].Allow)
 		x.Accesses = append(x.Accesses, AccessExplanation{
 			Action: a.Action, Bucket: a.Bucket, Key: a.Key, VersionID: a.VersionID, Prefix: a.Prefix, Backend: a.Backend,
 			Allow: d.Verdicts[i].Allow, Reasons: d.Verdicts[i].Reasons, Rules: t.rules,
@@ -108,16 +109,16 @@ func (t *tracer) Config() topdown.TraceConfig { return topdown.TraceConfig{PlugL
 // run tries all rules, those too that an index or an early exit would pass over.
 func (t *tracer) run(e *evaluation, allowed bool) {
 	e.tracer = t
-	then := t.snapshot.reasons
+	then := stageReasons
 	if allowed {
-		then = t.snapshot.terms
+		then = stageTerms
 	}
 	cache := topdown.NewVirtualCache()
-	for _, q := range []*query{t.snapshot.allow, then} {
-		if q != nil {
+	for _, stage := range []int{stageAllow, then} {
+		if q := t.snapshot.queries[stage]; q != nil {
 			clear(t.queries) // OPA counts each query's from the beginning
 			// What it fails with is in the decision.
-			t.snapshot.run(q, e, t.input, cache, func(string, ast.Value) {})
+			t.snapshot.run(q, e, t.input, cache, func(*rule, ast.Value) {})
 		}
 	}
 }

@@ -2,11 +2,7 @@ package policy
 
 import (
 	"context"
-
-	"github.com/open-policy-agent/opa/v1/ast"
 )
-
-type astValue = ast.Value
 
 // Load opens a directory without watching it.
 func Load(ctx context.Context, dir string) (*Engine, error) {
@@ -34,14 +30,14 @@ func (e *Engine) AllowedPlain(ctx context.Context, q *Question) ([]bool, error) 
 // Fast tells which of the questions about allow, terms and reasons the program answers without OPA.
 func (e *Engine) Fast(q *Question) (fast [3]bool) {
 	s := e.current.Load()
-	m := s.program.machine(e.evaluation(context.Background(), q), q, 0)
-	if m == nil {
+	in := s.asking(e.evaluation(context.Background(), q), q)
+	defer in.end()
+	if !in.fast {
 		return fast
 	}
-	defer m.release()
-	m.begin(&q.Accesses[0])
+	in.begin(&q.Accesses[0])
 	for stage := range fast {
-		fast[stage] = m.answer(stage, func(string, astValue) {})
+		fast[stage] = in.machine.answer(stage, &answer{})
 	}
 	return fast
 }
@@ -55,4 +51,35 @@ func (e *Engine) Unknown() map[string]string {
 		}
 	}
 	return list
+}
+
+// Placed tells whether the place of the question's first access is known, and how many rule bodies are left there.
+func (e *Engine) Placed(q *Question) (known bool, left int) {
+	in := e.current.Load().asking(e.evaluation(context.Background(), q), q)
+	defer in.end()
+	if !in.fast {
+		return false, 0
+	}
+	in.begin(&q.Accesses[0])
+	if in.machine.place == nil {
+		return false, 0
+	}
+	for _, r := range in.machine.place.rules {
+		left += len(r.left)
+	}
+	return true, left
+}
+
+// SameHash lets two subjects meet in one slot.
+func SameHash(a, b *Question) { b.Subject.hash = a.Subject.hash }
+
+// Places is how many places are kept.
+func (e *Engine) Places() (kept int) {
+	places := e.current.Load().program.places
+	for i := range places.slots {
+		if places.slots[i].place.Load() != nil {
+			kept++
+		}
+	}
+	return kept
 }

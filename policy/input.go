@@ -2,7 +2,7 @@ package policy
 
 import (
 	"encoding/json"
-	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -35,41 +35,6 @@ var (
 	emptyString = ast.StringTerm("")
 	emptyObject = ast.ObjectTerm()
 )
-
-// Subject is an Identity made ready for evaluation once, and used for every request of its token.
-type Subject struct {
-	identity *ast.Term
-	err      error // why the identity cannot be evaluated: every decision about it fails
-	known    subjectCache
-}
-
-// NewSubject copies what it needs of id.
-func NewSubject(id *Identity) *Subject {
-	// The claims go in as they are, below a name of their own: none of them can be taken for a fact of the
-	// request, whatever an issuer calls it.
-	claims, err := ast.InterfaceToValue(nonNil(id.Claims))
-	if err != nil {
-		return &Subject{err: fmt.Errorf("claims of %q: %w", id.Subject, err)}
-	}
-	a := id.Attributes
-	return &Subject{identity: ast.ObjectTerm(
-		ast.Item(ast.StringTerm("issuer"), ast.StringTerm(id.Issuer)),
-		ast.Item(ast.StringTerm("subject"), ast.StringTerm(id.Subject)),
-		ast.Item(ast.StringTerm("audience"), stringsTerm(id.Audience)),
-		ast.Item(ast.StringTerm("session"), ast.StringTerm(id.Session)),
-		ast.Item(keyMethod, ast.StringTerm(id.Method)),
-		ast.Item(ast.StringTerm("requested_role"), ast.StringTerm(id.RequestedRole)),
-		ast.Item(ast.StringTerm("expires"), numberTerm(id.Expires)),
-		ast.Item(ast.StringTerm("claims"), ast.NewTerm(claims)),
-		ast.Item(ast.StringTerm("attributes"), ast.ObjectTerm(
-			ast.Item(ast.StringTerm("workspace"), ast.StringTerm(a.Workspace)),
-			ast.Item(ast.StringTerm("project"), ast.StringTerm(a.Project)),
-			ast.Item(ast.StringTerm("repository"), ast.StringTerm(a.Repository)),
-			ast.Item(ast.StringTerm("user"), ast.StringTerm(a.User)),
-			ast.Item(ast.StringTerm("groups"), stringsTerm(a.Groups)),
-		)),
-	)}
-}
 
 func nonNil(m map[string]any) map[string]any {
 	if m == nil {
@@ -124,7 +89,7 @@ func stringTerm(s string) *ast.Term {
 	return ast.StringTerm(s)
 }
 
-func numberTerm(n int64) *ast.Term { return ast.NumberTerm(json.Number(fmt.Sprint(n))) }
+func numberTerm(n int64) *ast.Term { return ast.NumberTerm(json.Number(strconv.FormatInt(n, 10))) }
 
 func stringsTerm(list []string) *ast.Term {
 	terms := make([]*ast.Term, len(list))

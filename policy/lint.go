@@ -39,11 +39,11 @@ func (e *Engine) Lint() []Finding {
 		return nil
 	}
 	findings := slices.Concat(s.mistyped, s.lintTypes(), s.lintCost())
-	for _, path := range sortedKeys(s.program.allRules()) {
-		if rs := s.program.rules[path]; rs.unknown != nil && rs.first != nil {
+	for _, name := range sortedKeys(s.program.allRules()) {
+		if rs := s.program.rules[name]; rs.unknown != nil && rs.first != nil {
 			findings = append(findings, Finding{
 				Kind: "speed", File: rs.first.File, Line: rs.first.Row,
-				Message: fmt.Sprintf("%s is %v: slower than the rest, but right", strings.TrimPrefix(path, "data."), rs.unknown),
+				Message: fmt.Sprintf("%s is %v: slower than the rest, but right", strings.TrimPrefix(rs.path, "data."), rs.unknown),
 			})
 		}
 	}

@@ -2,10 +2,7 @@ package policy
 
 import (
 	"context"
-	"encoding/json"
-	"strconv"
-	"sync"
-	"sync/atomic"
+	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/metrics"
@@ -16,78 +13,28 @@ import (
 // maxSteps bounds what a machine tries: what takes longer is OPA's, which has a deadline.
 const maxSteps = 100_000
 
-// known is what of a program depends on the identity alone.
-type known struct {
-	of    *token
-	paths []value // by number
-	rules []result
-}
-
-// token tells programs apart. A subject that is not heard of again must not keep an old policy, and all its data, in
-// memory, so it holds this rather than the program.
-type token struct{ _ byte }
-
-// result is the value of a rule set, once it is known.
-type result struct {
-	value  value
-	known  bool
-	gaveUp bool
-	turn   uint64 // for those of one access: which
-}
-
-// subjectCache holds what is known of a subject: for the policy in force, and for its shadow.
-type subjectCache [2]atomic.Pointer[known]
-
-// know evaluates what depends on the identity alone.
-func (p *program) know(subject *Subject, slot int) *known {
-	if k := subject.known[slot].Load(); k != nil && k.of == p.token {
-		return k
-	}
-	k := &known{of: p.token, paths: make([]value, len(p.idPaths)), rules: make([]result, len(p.order))}
-	for i, path := range p.idPaths {
-		if v, err := subject.identity.Value.Find(path); err == nil {
-			k.paths[i] = valueOf(v)
-		}
-	}
-	m := newMachine()
-	m.program, m.known, m.results, m.turn = p, k, make([]result, len(p.order)), 1
-	for _, rs := range p.order {
-		if rs.deps == 0 {
-			k.rules[rs.number] = m.knowOne(rs)
-		}
-	}
-	subject.known[slot].Store(k)
-	return k
-}
-
-func (m *machine) knowOne(rs *ruleSet) (r result) {
-	defer func() {
-		if recover() != nil {
-			r = result{known: true, gaveUp: true}
-		}
-	}()
-	m.gaveUp, m.steps, m.stack, m.yields = false, 0, m.stack[:0], m.yields[:0]
-	v := m.evaluate(rs, nil)
-	return result{value: v, known: true, gaveUp: m.gaveUp}
-}
-
 // machine runs a program for one question at a time.
 type machine struct {
 	program  *program
-	known    *known
+	subject  *Subject
 	question *Question
 	eval     *evaluation
-	identity *ast.Term
 
 	fields  [len(accessFields)]string // of the access
 	access  *Access
-	whole   *ast.Term // `input`, where it is asked for as a whole
-	request *ast.Term // `input.request`, once it is asked for
+	whole   value  // `input`, where it is asked for as a whole
+	request value  // `input.request`, once it is asked for
+	time    string // `input.request.time`, the same
+
+	place   *place // where the access is; nil = nothing is known of it
+	placing bool   // the place is being found out about: what varies within it MUST NOT be read
+	reached int    // the expression that the body has come to, while placing
 
 	stack   []value
 	yields  []yield
 	results []result // by rule set
 	turn    uint64   // which access the results are of
+	since   uint64   // the question's first
 	gaveUp  bool
 	steps   int
 	text    []byte
@@ -95,10 +42,10 @@ type machine struct {
 	builtin topdown.BuiltinContext // for functions that know neither the time nor a limit
 }
 
-func newMachine() *machine {
-	return &machine{builtin: topdown.BuiltinContext{
-		Context: context.Background(), Metrics: metrics.NoOp(), Cancel: topdown.NewCancel(), Cache: builtins.Cache{}, Location: &ast.Location{},
-	}}
+// result is the value of a rule set, once it is known.
+type result struct {
+	value value
+	turn  uint64
 }
 
 // noMembers is the empty set: nobody adds to a value.
@@ -111,39 +58,41 @@ type yield struct {
 	produced bool // by the body that runs
 }
 
-var machines = sync.Pool{New: func() any { return newMachine() }}
-
-// machine is nil where OPA must answer.
-func (p *program) machine(e *evaluation, q *Question, slot int) *machine {
+// start turns to another question. It reports whether the program can answer any of it.
+func (m *machine) start(p *program, e *evaluation, q *Question) bool {
 	if p == nil || p.stages[stageAllow] == nil {
-		return nil
+		return false
 	}
-	m := machines.Get().(*machine)
-	m.program, m.question, m.eval, m.identity = p, q, e, q.Subject.identity
-	m.known = p.know(q.Subject, slot)
+	if m.builtin.Context == nil {
+		m.builtin = topdown.BuiltinContext{
+			Context: context.Background(), Metrics: metrics.NoOp(), Cancel: topdown.NewCancel(), Cache: builtins.Cache{}, Location: &ast.Location{},
+		}
+	}
+	m.program, m.subject, m.question, m.eval = p, q.Subject, q, e
 	if len(m.results) < len(p.order) {
 		m.results = make([]result, len(p.order))
 	}
-	return m
+	m.since = m.turn + 1 // results of the question before are never read again
+	return true
 }
 
-// release gives the machine back. Its results are never read again, for the turn ends here; what they hold is kept
-// no longer than the pool keeps the machine.
-func (m *machine) release() {
-	m.program, m.known, m.question, m.eval, m.identity, m.access, m.whole, m.request = nil, nil, nil, nil, nil, nil, nil, nil
-	machines.Put(m)
+// end lets go of the question. What is left in slots and results is kept no longer than the machine itself.
+func (m *machine) end() {
+	m.program, m.subject, m.question, m.eval, m.access, m.place = nil, nil, nil, nil, nil, nil
+	m.whole, m.request, m.time = value{}, value{}, ""
 }
 
 // begin turns to another access.
 func (m *machine) begin(a *Access) {
 	m.turn++
-	m.access, m.whole = a, nil
-	m.fields = [...]string{a.Action, m.question.Operation, a.Bucket, a.Key, a.VersionID, a.Prefix, a.Delimiter, a.Backend}
+	m.access, m.whole = a, value{}
+	m.fields = [...]string{a.Action, m.question.Operation, a.Bucket, a.Backend, a.Key, a.VersionID, a.Prefix, a.Delimiter}
+	m.place = m.program.places.find(m)
 	m.steps = 0
 }
 
-// answer gives each defined rule of a stage to found, or reports that OPA must answer.
-func (m *machine) answer(stage int, found func(name string, v ast.Value)) bool {
+// answer has a take each defined rule of a stage, or reports that OPA must answer.
+func (m *machine) answer(stage int, a *answer) bool {
 	rules := m.program.stages[stage]
 	if rules == nil {
 		return false
@@ -154,7 +103,7 @@ func (m *machine) answer(stage int, found func(name string, v ast.Value)) bool {
 	}
 	for i, r := range rules {
 		if values[i].defined() {
-			found(r.name, values[i].ast())
+			a.take(r.rule, values[i])
 		}
 	}
 	return true
@@ -182,27 +131,36 @@ func (m *machine) giveUp() value {
 	return value{}
 }
 
-// ruleValue is the value of a rule set without arguments, evaluated once for each access, or for each identity.
+// ruleValue is the value of a rule set without arguments, evaluated once for each access, or for each question.
 func (m *machine) ruleValue(rs *ruleSet) value {
-	r := &m.results[rs.number]
-	if rs.deps == 0 {
-		r = &m.known.rules[rs.number]
-		if !r.known { // while know works its way up
-			v := m.evaluate(rs, nil)
-			return v
+	var at *placed
+	if m.place != nil {
+		at = &m.place.rules[rs.number]
+		if at.known {
+			return at.value
 		}
-	} else if r.turn != m.turn {
-		v := m.evaluate(rs, nil)
-		if m.gaveUp {
-			return value{}
+		if m.placing {
+			return m.unplaced()
 		}
-		m.results[rs.number] = result{value: v, turn: m.turn}
-		return v
 	}
-	if r.gaveUp {
-		return m.giveUp()
+	r, since := &m.results[rs.number], m.turn
+	if rs.deps&onAccess == 0 {
+		since = m.since
 	}
-	return r.value
+	if r.turn >= since {
+		return r.value
+	}
+	var v value
+	if at != nil {
+		v = m.evaluateLeft(rs, at.left)
+	} else {
+		v = m.evaluate(rs, nil)
+	}
+	if m.gaveUp {
+		return value{}
+	}
+	*r = result{v, m.turn}
+	return v
 }
 
 // callRules is the value of a function for its arguments.
@@ -231,21 +189,58 @@ func (m *machine) evaluate(rs *ruleSet, args []value) value {
 		if rs.constant && m.yields[n].value.defined() && !b.fallible {
 			continue
 		}
-		for ; b != nil; b = b.orElse {
-			m.yields[n].produced = false
-			m.runBody(b, args)
-			if m.gaveUp {
-				m.yields = m.yields[:n]
-				return value{}
-			}
-			if m.yields[n].produced {
-				break
-			}
+		m.try(b, args)
+		if m.gaveUp {
+			break
 		}
 	}
+	return m.collect(rs)
+}
+
+// evaluateLeft tries what is left of the bodies of a rule set in a place.
+func (m *machine) evaluateLeft(rs *ruleSet, left []leftBody) value {
+	if m.steps++; m.steps > maxSteps {
+		return m.giveUp()
+	}
+	n := len(m.yields)
+	m.yields = append(m.yields, yield{})
+	for i := range left {
+		l := &left[i]
+		if rs.constant && m.yields[n].value.defined() && !l.fallible {
+			continue
+		}
+		if l.at == 0 {
+			m.try(l.body, nil)
+		} else {
+			m.resume(l)
+		}
+		if m.gaveUp {
+			break
+		}
+	}
+	return m.collect(rs)
+}
+
+// try runs a body, or where that has no value, its `else`.
+func (m *machine) try(b *body, args []value) {
+	y := len(m.yields) - 1
+	for ; b != nil; b = b.orElse {
+		m.yields[y].produced = false
+		m.runBody(b, args)
+		if m.gaveUp || m.yields[y].produced {
+			return
+		}
+	}
+}
+
+// collect is the value that the bodies have yielded.
+func (m *machine) collect(rs *ruleSet) value {
+	n := len(m.yields) - 1
 	y := m.yields[n]
 	m.yields = m.yields[:n]
 	switch {
+	case m.gaveUp:
+		return value{}
 	case rs.set && y.set == nil:
 		return noMembers
 	case rs.set:
@@ -257,12 +252,7 @@ func (m *machine) evaluate(rs *ruleSet, args []value) value {
 }
 
 func (m *machine) runBody(b *body, args []value) {
-	base := len(m.stack)
-	if need := base + b.slots; need <= cap(m.stack) {
-		m.stack = m.stack[:need] // a slot is always written before it is read
-	} else {
-		m.stack = append(m.stack, make([]value, b.slots)...)
-	}
+	base := m.push(b.slots)
 	matched := true
 	for i, arg := range b.args {
 		if matched = arg(m, base, args[i]); !matched {
@@ -273,6 +263,25 @@ func (m *machine) runBody(b *body, args []value) {
 		b.run(m, base)
 	}
 	m.stack = m.stack[:base]
+}
+
+// resume runs a body from where a place leaves it.
+func (m *machine) resume(l *leftBody) {
+	base := m.push(l.body.slots)
+	copy(m.stack[base:], l.bound)
+	l.body.from[l.at](m, base)
+	m.stack = m.stack[:base]
+}
+
+// push makes room for slots. What is in them is never read: a slot is always written first.
+func (m *machine) push(slots int) (base int) {
+	base = len(m.stack)
+	if need := base + slots; need <= cap(m.stack) {
+		m.stack = m.stack[:need]
+	} else {
+		m.stack = append(m.stack, make([]value, slots)...)
+	}
+	return base
 }
 
 // yieldValue ends a body of a rule with one value. Two different ones are a conflict.
@@ -330,6 +339,15 @@ func (m *machine) child(v, key value, term *ast.Term) value {
 	if !key.defined() {
 		return value{}
 	}
+	if c, ok := v.v.(*claim); ok && key.str {
+		if object, ok := c.of.(map[string]any); ok {
+			member, ok := object[key.s]
+			if !ok {
+				return value{}
+			}
+			return claimValue(member)
+		}
+	}
 	if term == nil {
 		term = &m.key // nobody keeps it
 		term.Value = key.ast()
@@ -377,12 +395,20 @@ func (m *machine) each(v value, steps []step, base int, then func(*machine, int,
 			m.stack[base+s.to] = key
 			return m.each(elem, rest, base, then) || m.gaveUp
 		}
+		if parts, ok := v.v.(*texts); ok {
+			for n, s := range parts.list {
+				if visit(index(n), stringValue(s)) {
+					return true
+				}
+			}
+			return false
+		}
 		switch of := v.document().(type) {
 		case ast.Object:
 			return of.Until(func(k, elem *ast.Term) bool { return visit(valueOf(k.Value), valueOf(elem.Value)) })
 		case *ast.Array:
 			for n := range of.Len() {
-				if visit(value{v: ast.Number(json.Number(strconv.Itoa(n)))}, valueOf(of.Elem(n).Value)) {
+				if visit(index(n), valueOf(of.Elem(n).Value)) {
 					return true
 				}
 			}
@@ -394,16 +420,69 @@ func (m *machine) each(v value, steps []step, base int, then func(*machine, int,
 	return then(m, base, v) || m.gaveUp
 }
 
-func (m *machine) requestTerm() *ast.Term {
-	if m.request == nil {
-		m.request = requestTerm(m.question.Request)
+// index is the key of a list's nth element.
+func index(n int) value { return value{v: ast.InternedTerm(n).Value} }
+
+// claimAt is the claim at a path of names.
+func (m *machine) claimAt(path []string) value {
+	var at any = m.subject.id.Claims
+	for i, name := range path {
+		object, ok := at.(map[string]any)
+		if !ok {
+			v := claimValue(at)
+			for _, name := range path[i:] {
+				if !v.defined() {
+					break
+				}
+				v = m.child(v, stringValue(name), nil)
+			}
+			return v
+		}
+		if at, ok = object[name]; !ok {
+			return value{}
+		}
+	}
+	return claimValue(at)
+}
+
+// field is one of the access's strings; a key that there is none of is undefined.
+func (m *machine) field(n int) value {
+	s := m.fields[n]
+	if n >= fieldsOfPlace {
+		if m.placing && s != "" {
+			return m.unplaced()
+		}
+		if n == fieldKey && s == "" {
+			return value{}
+		}
+	}
+	return stringValue(s)
+}
+
+func (m *machine) requestTime() string {
+	if m.time == "" {
+		m.time = m.question.Request.Time.UTC().Format(time.RFC3339)
+	}
+	return m.time
+}
+
+func (m *machine) requestValue() value {
+	if m.placing {
+		return m.unplaced()
+	}
+	if !m.request.defined() {
+		m.request = value{v: requestTerm(m.question.Request).Value}
 	}
 	return m.request
 }
 
-func (m *machine) input() *ast.Term {
-	if m.whole == nil {
-		m.whole = accessInput(m.access, stringTerm(m.question.Operation), m.identity, m.requestTerm())
+func (m *machine) input() value {
+	if m.placing {
+		return m.unplaced()
+	}
+	if !m.whole.defined() {
+		request := ast.NewTerm(m.requestValue().v)
+		m.whole = value{v: accessInput(m.access, stringTerm(m.question.Operation), m.subject.term(), request).Value}
 	}
 	return m.whole
 }

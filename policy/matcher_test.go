@@ -18,6 +18,13 @@ import (
 // same holds the program to OPA for one question.
 func same(t testing.TB, e *policy.Engine, q *policy.Question, rego string) {
 	t.Helper()
+	for range 3 { // as it is, then finding out about its place, then knowing
+		sameOnce(t, e, q, rego)
+	}
+}
+
+func sameOnce(t testing.TB, e *policy.Engine, q *policy.Question, rego string) {
+	t.Helper()
 	fast, fastErr := e.Decide(context.Background(), q)
 	plain, plainErr := e.DecidePlain(context.Background(), q)
 	if (fastErr == nil) != (plainErr == nil) {
@@ -109,22 +116,29 @@ func TestMatcherRandom(t *testing.T) {
 		fmt.Sscan(s, &seed)
 	}
 	t.Logf("POLICY_SEED=%d", seed)
-	fast, questions := 0, 0
+	fast, questions, placed, cut := 0, 0, 0, 0
 	for i := range policies {
 		g := &generator{Rand: rand.New(rand.NewPCG(seed, uint64(i)))}
 		d := dir(t, map[string]string{"d.json": g.data()})
 		rego, e := g.policy(t, d)
-		for range 200 {
+		for range 50 {
 			q := g.question()
-			questions++
-			same(t, e, q, rego)
-			if e.Fast(q)[0] {
-				fast++
+			for range 5 {
+				questions++
+				same(t, e, q, rego)
+				if e.Fast(q)[0] {
+					fast++
+				}
+				if known, left := e.Placed(q); known {
+					placed++
+					cut += left
+				}
+				q = g.again(q)
 			}
 		}
 	}
-	t.Logf("%d of %d questions answered fast", fast, questions)
-	if fast < questions/5 {
+	t.Logf("%d of %d questions answered fast, %d in places of which %d rule bodies were left", fast, questions, placed, cut)
+	if fast < questions/5 || placed < questions/2 {
 		t.Error("the generator makes too little of use")
 	}
 }
@@ -155,15 +169,32 @@ func (g *generator) question() *policy.Question {
 			Attributes: policy.Attributes{Project: g.pick("web", "api", "", "a"), User: g.pick("a", "b"), Groups: []string{"a", "g"}[:g.IntN(3)]},
 		}),
 		Operation: g.pick("GetObject", "X"),
-		Request:   &policy.Request{Time: time.Unix(1795420800, 0), Method: g.pick("GET", "PUT"), Headers: map[string]string{"x-amz-acl": g.pick("a", "private")}},
+		Request: &policy.Request{
+			ID: "a", Time: time.Unix(1795420800+int64(g.IntN(2)), 0), Method: g.pick("GET", "a"), Host: g.pick("a", "b"), SourceIP: g.pick("a", ""), UserAgent: g.pick("web", ""),
+			Secure: g.IntN(2) == 0, ContentLength: int64(g.IntN(3)), Headers: map[string]string{"x-amz-acl": g.pick("a", "private")}, Query: map[string]string{g.pick("a", "b"): "a"},
+		},
 	}
 	for range 1 + g.IntN(3) {
 		q.Accesses = append(q.Accesses, policy.Access{
 			Action: g.pick("a", "b", "s3:GetObject"), Bucket: g.pick("a", "b", "c", "web", ""), Key: g.pick("", "a", "web/x", "a/b/c", "x"),
-			Prefix: g.pick("", "a", "web/"), Backend: g.pick("a", "aws"),
+			Prefix: g.pick("", "", "a", "web/"), Backend: g.pick("a", "aws"), VersionID: g.pick("", "", "a"), Delimiter: g.pick("", "/"),
 		})
 	}
 	return q
+}
+
+// again is another question about the same places: what differs is what varies within one.
+func (g *generator) again(q *policy.Question) *policy.Question {
+	next := *q
+	other := g.question()
+	next.Request = other.Request
+	next.Accesses = nil
+	for _, a := range q.Accesses {
+		b := other.Accesses[g.IntN(len(other.Accesses))]
+		b.Action, b.Bucket, b.Backend = a.Action, a.Bucket, a.Backend
+		next.Accesses = append(next.Accesses, b)
+	}
+	return &next
 }
 
 // policy puts rules together that compile: not every text does.
@@ -233,11 +264,13 @@ func (g *generator) term(within string) string {
 	return g.pick(g.text(), g.text(), "input.identity.claims.c", "input.identity.claims.d", "input.identity.claims[input.bucket]", "data.owners[input.bucket]",
 		"data.grants[input.identity.attributes.project][input.bucket]", "data.grants.web[input.bucket][input.key]", "data.flags.on", "data.flags.off", "data.number", "data.list",
 		"data.nested[input.bucket].b[input.bucket]", "input.nonsense", "1", "true", "[input.bucket, 1]", `{"a", "b"}`, "null", "data.list[0]", "input.identity.attributes.groups", "count(data.list)",
-		"input.request.method", `input.request.headers["x-amz-acl"]`, "time.now_ns()", `split(input.key, "/")`, "data.nowhere.x")
+		"input.request.method", `input.request.headers["x-amz-acl"]`, "input.request.headers[input.bucket]", "input.request.query.a", "input.request.secure", "input.request.content_length", "input.request[input.bucket]",
+		"input.request.time", "input.request", "input", "time.now_ns()", "time.parse_rfc3339_ns(input.request.time)", "input.identity", "input.identity.attributes", "input.identity.claims", "input.identity.audience", "input.identity.expires",
+		"input.identity.nonsense", "input.identity[input.bucket]", "input.identity.attributes[input.bucket]", "input.identity.claims.c.a", "input.identity.claims.c[0]", `input.identity.claims.c["0"]`, "input.identity.claims.c.a.b", "input.identity.issuer.x", "input.identity.attributes.groups[0]", `split(input.key, "/")`, "data.nowhere.x")
 }
 
 func (g *generator) text() string {
-	return g.pick("input.action", "input.bucket", "input.key", "input.prefix", "input.backend", "input.operation", `"a"`, `"web"`, "input.identity.issuer", "input.identity.attributes.project", "input.identity.attributes.user")
+	return g.pick("input.action", "input.bucket", "input.key", "input.key", "input.prefix", "input.delimiter", "input.version_id", "input.backend", "input.operation", "input.request.host", "input.request.method", "input.identity.subject", `"a"`, `"web"`, "input.identity.issuer", "input.identity.attributes.project", "input.identity.attributes.user")
 }
 
 func (g *generator) expr(within string) string {
@@ -303,8 +336,12 @@ func FuzzMatcher(f *testing.F) {
 		g := &generator{Rand: rand.New(rand.NewPCG(a, b))}
 		d := dir(t, map[string]string{"d.json": g.data()})
 		rego, e := g.policy(t, d)
-		for range 50 {
-			same(t, e, g.question(), rego)
+		for range 20 {
+			q := g.question()
+			for range 4 {
+				same(t, e, q, rego)
+				q = g.again(q)
+			}
 		}
 	})
 }

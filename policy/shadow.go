@@ -20,7 +20,7 @@ func newShadow(e *Engine, c Config) *Engine {
 			e.onReload(e.Status())
 		}
 	})
-	shadow.deadline, shadow.slot = shadowDeadline, 1
+	shadow.deadline = shadowDeadline
 	if err != nil {
 		shadow.source, shadow.err = nil, err
 	}

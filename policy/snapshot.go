@@ -145,9 +145,8 @@ type snapshot struct {
 	compiler *ast.Compiler
 	data     *data
 
-	// allow asks `allow` and `deny`; terms what an allowed access is subject to; reasons why one was refused.
-	// Those whose rules the policy does not have are nil, and cost nothing.
-	allow, terms, reasons *query
+	// queries by stage. Those whose rules the policy does not have are nil, and cost nothing.
+	queries [len(stages)]*query
 
 	// mistyped are rules whose value is never understood. What they are about is refused when it is asked.
 	mistyped []Finding
@@ -164,14 +163,27 @@ type rule struct {
 }
 
 var (
-	ruleAllow         = rule{"allow", isBoolean, "a boolean"}
-	ruleDeny          = rule{"deny", isStringSet, "a set of strings (`deny contains \"why\" if …`)"}
-	ruleReasons       = rule{"reasons", isStringSet, "a set of strings (`reasons contains \"why\" if …`)"}
-	ruleRole          = rule{"role", isString, "a string"}
-	ruleSessionPolicy = rule{"session_policy", isObject, "an object"}
-	ruleLimits        = rule{"limits", isObject, "an object"}
-	ruleFilterListing = rule{"filter_listing", isBoolean, "a boolean"}
+	ruleAllow         = &rule{"allow", isBoolean, "a boolean"}
+	ruleDeny          = &rule{"deny", isStringSet, "a set of strings (`deny contains \"why\" if …`)"}
+	ruleReasons       = &rule{"reasons", isStringSet, "a set of strings (`reasons contains \"why\" if …`)"}
+	ruleRole          = &rule{"role", isString, "a string"}
+	ruleSessionPolicy = &rule{"session_policy", isObject, "an object"}
+	ruleLimits        = &rule{"limits", isObject, "an object"}
+	ruleFilterListing = &rule{"filter_listing", isBoolean, "a boolean"}
 )
+
+// A stage is the rules that are asked for at once.
+const (
+	stageAllow   = iota
+	stageTerms   // of what is allowed
+	stageReasons // for what is not
+)
+
+var stages = [3][]*rule{
+	stageAllow:   {ruleAllow, ruleDeny},
+	stageTerms:   {ruleRole, ruleSessionPolicy, ruleLimits, ruleFilterListing},
+	stageReasons: {ruleReasons},
+}
 
 // newSnapshot compiles the policy and checks that it can answer what it will be asked.
 func newSnapshot(f *files, entrypoint string, now time.Time) (*snapshot, error) {
@@ -197,15 +209,8 @@ func newSnapshot(f *files, entrypoint string, now time.Time) (*snapshot, error) 
 	if err := s.check(entry); err != nil {
 		return nil, err
 	}
-	for _, q := range []struct {
-		to    **query
-		rules []rule
-	}{
-		{&s.allow, []rule{ruleAllow, ruleDeny}},
-		{&s.terms, []rule{ruleRole, ruleSessionPolicy, ruleLimits, ruleFilterListing}},
-		{&s.reasons, []rule{ruleReasons}},
-	} {
-		if *q.to, err = newQuery(c, entry, q.rules); err != nil {
+	for stage, rules := range stages {
+		if s.queries[stage], err = newQuery(c, entry, rules); err != nil {
 			return nil, err
 		}
 	}
@@ -244,7 +249,7 @@ func (s *snapshot) check(entry ast.Ref) error {
 		return fmt.Errorf("package %s has no rule `allow`: nothing could ever be allowed", pathString(entry))
 	}
 	var errs []error
-	for _, r := range []rule{ruleAllow, ruleDeny, ruleReasons, ruleRole, ruleSessionPolicy, ruleLimits, ruleFilterListing} {
+	for _, r := range slices.Concat(stages[:]...) {
 		ref := entry.Append(ast.StringTerm(r.name))
 		rules := s.compiler.GetRules(ref)
 		if len(rules) == 0 {
@@ -299,12 +304,12 @@ func compileError(list ast.Errors) error {
 type query struct {
 	body     ast.Body
 	compiler ast.QueryCompiler
-	rules    []rule
+	rules    []*rule
 	listed   []bool // the rule's value comes in an array, empty where the rule is undefined
 }
 
 // newQuery is nil where the policy has none of the rules.
-func newQuery(c *ast.Compiler, entry ast.Ref, rules []rule) (*query, error) {
+func newQuery(c *ast.Compiler, entry ast.Ref, rules []*rule) (*query, error) {
 	q := &query{}
 	var body ast.Body
 	for _, r := range rules {
@@ -342,7 +347,7 @@ func alwaysDefined(rules []*ast.Rule) bool {
 }
 
 // run evaluates the query for one input and gives each defined rule's value to found.
-func (s *snapshot) run(q *query, e *evaluation, input *ast.Term, cache topdown.VirtualCache, found func(name string, value ast.Value)) error {
+func (s *snapshot) run(q *query, e *evaluation, input *ast.Term, cache topdown.VirtualCache, found func(*rule, ast.Value)) error {
 	t := topdown.NewQuery(q.body).
 		WithQueryCompiler(q.compiler).
 		WithCompiler(s.compiler).
@@ -374,7 +379,7 @@ func (s *snapshot) run(q *query, e *evaluation, input *ast.Term, cache topdown.V
 				}
 				value = list.Elem(0).Value
 			}
-			found(r.name, value)
+			found(r, value)
 		}
 		return nil
 	})
@@ -382,7 +387,7 @@ func (s *snapshot) run(q *query, e *evaluation, input *ast.Term, cache topdown.V
 	case topdown.IsCancel(err) && e.ctx.Err() != nil:
 		return e.ctx.Err()
 	case topdown.IsCancel(err):
-		return fmt.Errorf("policy took longer than %v to decide", e.ends.Sub(e.began))
+		return fmt.Errorf("policy took longer than %v to decide", e.deadline)
 	case err != nil:
 		return err
 	case answers != 1:
@@ -401,22 +406,23 @@ const (
 // evaluation is what the queries of one question share. It is their topdown.Cancel: evaluation asks it at every
 // step, so neither a timer nor a goroutine is needed to end one.
 type evaluation struct {
-	ctx    context.Context
-	now    time.Time // what time.now_ns() says: the request's time, so that a replay decides the same
-	began  time.Time
-	ends   time.Time
-	steps  uint
-	ended  bool
-	slot   int  // of a subject's cache
-	plain  bool // ask OPA alone
-	tracer topdown.QueryTracer
+	ctx      context.Context
+	now      time.Time // what time.now_ns() says: the request's time, so that a replay decides the same
+	deadline time.Duration
+	ends     time.Time // from when it is first asked for: the program alone is done before one could look at a clock
+	steps    uint
+	ended    bool
+	plain    bool // ask OPA alone
+	tracer   topdown.QueryTracer
 }
 
-func newEvaluation(ctx context.Context, q *Question, deadline time.Duration) *evaluation {
-	now := time.Now()
-	e := &evaluation{ctx: ctx, now: now, began: now, ends: now.Add(deadline)}
-	if q.Request != nil && !q.Request.Time.IsZero() {
+func newEvaluation(ctx context.Context, q *Question, deadline time.Duration) evaluation {
+	e := evaluation{ctx: ctx, deadline: deadline}
+	if q.Request != nil {
 		e.now = q.Request.Time
+	}
+	if e.now.IsZero() {
+		e.now = time.Now()
 	}
 	return e
 }
@@ -424,6 +430,9 @@ func newEvaluation(ctx context.Context, q *Question, deadline time.Duration) *ev
 func (e *evaluation) Cancel() { e.ended = true }
 
 func (e *evaluation) Cancelled() bool {
+	if e.ends.IsZero() {
+		e.ends = time.Now().Add(e.deadline)
+	}
 	if e.steps++; e.steps%32 == 0 && !e.ended {
 		e.ended = time.Now().After(e.ends) || e.ctx.Err() != nil
 	}
