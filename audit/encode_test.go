@@ -85,18 +85,33 @@ func TestTimesHaveMicroseconds(t *testing.T) {
 
 func FuzzStringsAreWhatEncodingJSONWouldWrite(f *testing.F) {
 	f.Add("a\"\\\x00\u2028\xff<>&💥")
-	f.Fuzz(func(t *testing.T, s string) {
-		if len(s) > maxField {
-			return
+	f.Fuzz(func(t *testing.T, s string) { mustEncode(t, s) })
+}
+
+func mustEncode(t *testing.T, s string) {
+	t.Helper()
+	if len(s) > maxField {
+		return
+	}
+	var want bytes.Buffer
+	e := json.NewEncoder(&want)
+	e.SetEscapeHTML(false)
+	e.Encode(s)
+	if got := string(appendString(nil, s)) + "\n"; got != want.String() {
+		t.Errorf("%q: %s, want %s", s, got, want.String())
+	}
+}
+
+// Strings are looked at by eight bytes at a time.
+func TestEveryByteInEveryPlaceOfAString(t *testing.T) {
+	for c := range 256 {
+		for at := range 20 {
+			for _, with := range []string{"a", "\x7f", " ", "\xff", "\""} {
+				s := strings.Repeat(with, at) + string([]byte{byte(c)}) + strings.Repeat("b", 19-at)
+				mustEncode(t, s)
+			}
 		}
-		var want bytes.Buffer
-		e := json.NewEncoder(&want)
-		e.SetEscapeHTML(false)
-		e.Encode(s)
-		if got := string(appendString(nil, s)) + "\n"; got != want.String() {
-			t.Errorf("%q: %s, want %s", s, got, want.String())
-		}
-	})
+	}
 }
 
 func TestLongFieldsAreCut(t *testing.T) {
@@ -198,6 +213,8 @@ func TestT07NoCredentialInFreeText(t *testing.T) {
 		"Get https://b/k?X-Amz-Signature=deadbeefcanary&X-Amz-Expires=3: refused",
 		"GET /?x-amz-security-token=canary%2Fabc",
 		"Authorization: Bearer canary-canary-canary-canary",
+		"authorization:bEaReR\tcanary-canary-canary-canary",
+		"/?x-aMz-sIgnature=canary",
 		"AWS4-HMAC-SHA256 Credential=AKIAcanary/2026/eu/s3/aws4_request, Signature=00",
 	} {
 		ev := Event{UserAgent: text, Error: text, Decision: Decision{Reasons: []string{text}}}
