@@ -89,9 +89,10 @@ func (f *field) start() error {
 			c.process, err = f.run("bare", nil, self, "role", "bare", c.address, c.secure, f.backend, f.cert, f.key)
 			return err
 		}},
-		{"sluice", func(c *contender) error { return f.sluice(c, f.options.binary, nil) }},
-		{"sluice-before", func(c *contender) error { return f.sluice(c, f.options.before, nil) }},
-		{"sluice-nethttp", func(c *contender) error { return f.sluice(c, f.options.binary, []string{"SLUICE_HTTP1=off"}) }},
+		{"sluice", func(c *contender) error { return f.sluice(c, f.options.binary, audited) }},
+		{"sluice-before", func(c *contender) error { return f.sluice(c, f.options.before, audited) }},
+		{"sluice-nojournal", func(c *contender) error { return f.sluice(c, f.options.binary, unjournalled) }},
+		{"sluice-nethttp", func(c *contender) error { return f.sluice(c, f.options.binary, audited, "SLUICE_HTTP1=off") }},
 	} {
 		if !f.wanted(add.name) {
 			continue
@@ -116,7 +117,7 @@ func (f *field) start() error {
 
 // build makes the proxy where none is given.
 func (f *field) build() error {
-	if f.options.binary != "" || !f.wanted("sluice") && !f.wanted("sluice-nethttp") {
+	if f.options.binary != "" || !f.wanted("sluice") && !f.wanted("sluice-nojournal") && !f.wanted("sluice-nethttp") {
 		return nil
 	}
 	f.options.binary = filepath.Join(f.dir, "proxy")
@@ -133,7 +134,7 @@ func (f *field) wanted(name string) bool {
 		return f.options.before != ""
 	}
 	if f.options.only == nil {
-		return name != "sluice-nethttp"
+		return !strings.HasPrefix(name, "sluice-")
 	}
 	return slices.Contains(f.options.only, name)
 }
@@ -146,7 +147,7 @@ func (f *field) run(name string, env []string, command string, args ...string) (
 	}
 	defer log.Close()
 	cmd := exec.Command(command, args...)
-	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Stderr = log // what is printed goes nowhere: an audit log, where it is the events
 	cmd.Env = append(os.Environ(), env...)
 	endWithParent(cmd)
 	if err := cmd.Start(); err != nil {
@@ -279,9 +280,13 @@ backend back
 	return err
 }
 
+// How the proxy records its events: with file and journal, or, to see what those cost, on standard output alone.
+func audited(log string) string      { return fmt.Sprintf("{file: {path: %q}}", log) }
+func unjournalled(log string) string { return "{stdout: true}" }
+
 // sluice is the proxy with every check on: bearer tokens, all starter policies with 5,000 grants, SigV4, and the
-// audit log with its journal. It is two processes, one for each of plain and TLS, for a proxy has one listener.
-func (f *field) sluice(c *contender, binary string, env []string) error {
+// audit log. It is two processes, one for each of plain and TLS, for a proxy has one listener.
+func (f *field) sluice(c *contender, binary string, audit func(log string) string, env ...string) error {
 	policies, err := f.policies()
 	if err != nil {
 		return err
@@ -322,9 +327,9 @@ backends:
     region: us-east-1
     path_style: true
     credentials: {static: {access_key_id_env: BENCH_ID, secret_access_key_env: BENCH_SECRET}}
-audit: {file: {path: %q}}
+audit: %s
 log: {level: warn}
-`, address, tls, free(), jwksFile, policies, "http://"+f.backend, filepath.Join(dir, name+".jsonl")))
+`, address, tls, free(), jwksFile, policies, "http://"+f.backend, audit(filepath.Join(dir, name+".jsonl"))))
 		if err != nil {
 			return nil, err
 		}

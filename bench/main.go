@@ -233,6 +233,13 @@ func (f *field) print(w work, able []*contender, results [][]result) {
 			median(results[i], func(r result) time.Duration { return r.p99 }).Round(10*time.Microsecond),
 			median(results[i], func(r result) float64 { return r.peak }))
 	}
+	for i, c := range able {
+		if c.name == "sluice" {
+			if part := ratio(i, "sluice-nojournal", rate); part != "·" {
+				fmt.Printf("with the journal %s of the throughput without, for %s of the CPU\n", part, ratio(i, "sluice-nojournal", cpu))
+			}
+		}
+	}
 }
 
 // put writes a file below dir.
