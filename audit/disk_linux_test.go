@@ -2,6 +2,8 @@ package audit_test
 
 import (
 	"os"
+	"os/exec"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"testing"
@@ -46,3 +48,48 @@ func readOnly(t *testing.T, dir string) (undo func()) {
 	t.Cleanup(undo)
 	return undo
 }
+
+// freezable is a disk of its own, where the test may mount one, that freeze stops from taking any write until it is
+// thawed: what a snapshot does, or storage that does not answer.
+func freezable(t *testing.T) (dir string, freeze, thaw func()) {
+	t.Helper()
+	dir = t.TempDir()
+	image := filepath.Join(t.TempDir(), "disk")
+	for _, command := range [][]string{
+		{"truncate", "-s", "64M", image},
+		{"mkfs.ext4", "-q", image},
+		{"mount", "-o", "loop", image, dir},
+	} {
+		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
+			t.Skipf("SKIPPED: a disk that can be frozen cannot be mounted here: %s: %v: %s (it takes root, and e2fsprogs)", command[0], err, out)
+		}
+	}
+	root, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	frozen := false
+	order := func(request uintptr) {
+		if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, root.Fd(), request, 0); errno != 0 {
+			t.Error(os.NewSyscallError("ioctl", errno))
+		}
+	}
+	freeze = func() { frozen = true; order(fifreeze) }
+	thaw = func() { frozen = false; order(fithaw) }
+	t.Cleanup(func() {
+		if frozen {
+			thaw()
+		}
+		root.Close()
+		if out, err := exec.Command("umount", "-l", dir).CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+	return dir, freeze, thaw
+}
+
+// From linux/fs.h.
+const (
+	fifreeze = 0xC0045877
+	fithaw   = 0xC0045878
+)

@@ -15,3 +15,9 @@ func readOnly(t *testing.T, dir string) (undo func()) {
 	t.Skip("SKIPPED: a directory is made read-only on Linux only")
 	return nil
 }
+
+func freezable(t *testing.T) (dir string, freeze, thaw func()) {
+	t.Helper()
+	t.Skip("SKIPPED: a disk is frozen on Linux only")
+	return "", nil, nil
+}

@@ -230,6 +230,40 @@ func TestT24HangingSinkRefusesAndRecovers(t *testing.T) {
 	}
 }
 
+// Where the journal were mapped into memory, whoever writes to it would stop a processor, and the second or third the
+// whole process: nobody would be answered.
+func TestT24FrozenDiskRefusesAndRecovers(t *testing.T) {
+	t.Parallel() // it mostly waits
+	dir, freeze, thaw := freezable(t)
+	log, path := open(t, audit.Config{InFlight: 64, File: &audit.File{Path: filepath.Join(dir, "audit.jsonl")}})
+	record(t, log, 5)
+	eventually(t, "they are written", func() bool { return log.Stats().Written == 5 })
+	freeze()
+	var held sync.WaitGroup
+	for range 8 {
+		r := begin(t, log)
+		held.Go(func() {
+			if err := r.Journal(); err != nil {
+				t.Error(err)
+			}
+			r.Commit()
+		})
+	}
+	eventually(t, "no room for another event", func() bool { return !errors.Is(log.Health(), audit.ErrFull) && log.Health() != nil })
+	if _, err := log.Begin(time.Now()); !errors.Is(err, audit.ErrFull) || log.Stats().Free == 0 {
+		t.Errorf("Begin on a frozen disk: %v, with %d slots free", err, log.Stats().Free)
+	}
+	if written := log.Stats().Written; written != 5 {
+		t.Errorf("the disk is not frozen: %d events are written", written)
+	}
+	thaw()
+	held.Wait()
+	eventually(t, "it recovers by itself", healthy(log))
+	record(t, log, 5)
+	closeLog(t, log)
+	mustHold(t, path, 5+8+5)
+}
+
 // flaky fails for a while, now and then after having taken a part.
 type flaky struct {
 	mu  sync.Mutex

@@ -17,12 +17,14 @@ import (
 //
 //	header | released: one number for each slot | slots, each of two areas
 //
-// An entry is written whole into the area of its slot that is not the newest, and holds only if its checksum
-// does; so a death in the middle leaves the one before. An entry is dead once its generation is not above what
-// the slot's number says. Entries too large for an area are in a file of their own.
+// An entry is written whole into the area of its slot that does not hold the request's last one, and holds only if
+// its checksum does; so a death in the middle leaves the one before. A request's first goes to the first area, so
+// that few pages are hot. An entry is dead once its generation is not above what the slot's number says. Entries too
+// large for an area are in a file of their own.
 //
-// It is written with pwrite and not mapped: a stalled disk then stalls the requests that wait for it, and not,
-// through page faults that Go's scheduler cannot see, the whole process.
+// It is written with pwrite and not mapped: a disk that stands still (storage that does not answer, a snapshot that
+// freezes the file system) then holds up the requests that wait for it, and not, through page faults that Go's
+// scheduler cannot see, the whole process. TestT24FrozenDiskRefusesAndRecovers shows the difference.
 type journal struct {
 	path  string
 	slots int
@@ -50,8 +52,8 @@ func journalSize(slots int) int64 {
 	return pageSize + tableSize(slots) + int64(slots)*2*areaSize
 }
 
-func areaOffset(slots, index int, generation uint64) int64 {
-	return pageSize + tableSize(slots) + (int64(index)*2+int64(generation&1))*areaSize
+func areaOffset(slots, index, side int) int64 {
+	return pageSize + tableSize(slots) + (int64(index)*2+int64(side))*areaSize
 }
 
 // entry is what a dead process knew of a request.
@@ -120,7 +122,7 @@ func (j *journal) read() ([]entry, error) {
 	for index := range slots {
 		released := binary.LittleEndian.Uint64(releases[index*8:])
 		newest, found := released, entry{}
-		for side := range uint64(2) {
+		for side := range 2 {
 			n, err := j.file.ReadAt(area, areaOffset(slots, index, side))
 			if err != nil && err != io.EOF {
 				return nil, err
@@ -221,10 +223,7 @@ func (j *journal) create() (f *os.File, err error) {
 	if err := allocate(f, journalSize(j.slots)); err != nil {
 		return nil, err
 	}
-	head := make([]byte, pageSize)
-	copy(head, journalMagic)
-	binary.LittleEndian.PutUint32(head[8:], uint32(j.slots))
-	if _, err := f.WriteAt(head, 0); err != nil {
+	if _, err := f.WriteAt(j.head(), 0); err != nil {
 		return nil, err
 	}
 	if j.group != nil {
@@ -233,6 +232,18 @@ func (j *journal) create() (f *os.File, err error) {
 		}
 	}
 	return f, os.Rename(name, j.path)
+}
+
+func (j *journal) head() []byte {
+	return binary.LittleEndian.AppendUint32([]byte(journalMagic), uint32(j.slots))
+}
+
+// writeHead writes the header again: it changes nothing, and shows whether the disk takes anything.
+func (j *journal) writeHead() error {
+	j.mu.RLock()
+	defer j.mu.RUnlock()
+	_, err := j.file.WriteAt(j.head(), 0)
+	return err
 }
 
 func (j *journal) spillName(id string, generation uint64) string {
@@ -280,7 +291,7 @@ func (j *journal) put(s *slot, entry []byte) error {
 	binary.LittleEndian.PutUint32(header[20:], entryChecksum(header, body))
 
 	j.mu.RLock()
-	_, err := j.file.WriteAt(entry, areaOffset(j.slots, s.index, generation))
+	_, err := j.file.WriteAt(entry, areaOffset(j.slots, s.index, s.side))
 	j.mu.RUnlock()
 	if err == nil && j.group != nil {
 		err = j.group.wait()
@@ -291,7 +302,7 @@ func (j *journal) put(s *slot, entry []byte) error {
 		}
 		return err
 	}
-	s.generation, s.spill = generation, spill
+	s.generation, s.side, s.spill = generation, 1-s.side, spill
 	if old != "" {
 		os.Remove(old)
 	}

@@ -92,7 +92,7 @@ func TestJournalEntryCutAnywhereLeavesTheOneBefore(t *testing.T) {
 	s := &slot{index: 1, id: newID(time.Now())}
 	put(t, j, s, "before")
 	old := make([]byte, areaSize)
-	at := areaOffset(j.slots, s.index, s.generation+1)
+	at := areaOffset(j.slots, s.index, s.side)
 	if _, err := j.file.ReadAt(old, at); err != nil {
 		t.Fatal(err)
 	}
@@ -113,8 +113,20 @@ func TestJournalEntryCutAnywhereLeavesTheOneBefore(t *testing.T) {
 	}
 }
 
+// Sluice up to November 2026 took the area by the number of the entry, so the newest may be alone in either.
+func TestJournalIsReadWhicheverAreaItsEntriesAreIn(t *testing.T) {
+	for side := range 2 {
+		j := newJournal(t, false)
+		s := &slot{index: 2, id: newID(time.Now()), side: side, generation: 40}
+		put(t, j, s, "an older version's")
+		if got := left(t, j); len(got) != 1 || got[s.id] != "an older version's" {
+			t.Errorf("in area %d: %q", side, got)
+		}
+	}
+}
+
 func TestWhatIsNoJournalIsNotTaken(t *testing.T) {
-	for name, content := range map[string]string{"text": strings.Repeat("text", 5000), "short": "SLUICEJ1", "too many slots": "SLUICEJ1\xff\xff\xff\xff" + strings.Repeat("\x00", 5000)} {
+	for name, content := range map[string]string{"text": strings.Repeat("text", 5000), "short": "SLUICEJ1", "another version's": "SLUICEJ2" + strings.Repeat("\x00", 5000), "too many slots": "SLUICEJ1\xff\xff\xff\xff" + strings.Repeat("\x00", 5000)} {
 		path := filepath.Join(t.TempDir(), "journal")
 		os.WriteFile(path, []byte(content), 0o600)
 		if _, _, err := openJournal(path); err == nil || !strings.Contains(err.Error(), "move it away") {

@@ -33,6 +33,7 @@ type Log struct {
 	failed error // why the newest line is not written; nil once it is
 
 	wake    chan struct{}   // of capacity 1: the queue is not empty, or closed
+	hurry   chan struct{}   // of capacity 1: slots run out, or closed
 	reopens chan chan error // SIGHUP
 	giveUp  chan struct{}   // Close will not wait longer
 	done    chan struct{}   // the writer has ended
@@ -40,6 +41,7 @@ type Log struct {
 
 	count      counters
 	writing    atomic.Int64 // since when the writer waits for a sink, in Unix nanoseconds; 0 = it does not
+	trying     atomic.Int64 // since when the journal is tried, likewise; see watch
 	journalBad atomic.Pointer[error]
 
 	// The writer's own.
@@ -60,6 +62,7 @@ type slot struct {
 	id         string
 	entry      []byte // room for the journal's header, and the body of the line
 	generation uint64 // of the newest journal entry
+	side       int    // the area that the next one goes to
 	spill      string // the file that holds it, where it is too large for the journal
 	final      bool   // the journal holds the committed body
 	committed  time.Time
@@ -77,6 +80,7 @@ func Open(ctx context.Context, c Config) (*Log, error) {
 		config:  c,
 		encoder: newEncoder(c),
 		wake:    make(chan struct{}, 1),
+		hurry:   make(chan struct{}, 1),
 		reopens: make(chan chan error),
 		giveUp:  make(chan struct{}),
 		done:    make(chan struct{}),
@@ -164,7 +168,9 @@ func ownStdout() io.Writer {
 func (l *Log) Begin(now time.Time) (*Record, error) {
 	r := &Record{log: l}
 	r.Event.Schema, r.Event.ID, r.Event.Time = Schema, newID(now), now
-	r.slot = l.take()
+	if !longAgo(l.trying.Load()) { // or the request would hang in Journal
+		r.slot = l.take()
+	}
 	if r.slot == nil && l.config.OnFailure != onFailureContinue {
 		l.count.refused.Add(1)
 		return nil, ErrFull
@@ -275,9 +281,13 @@ func (r *Record) Commit() {
 		s.committed = time.Now()
 	}
 	l.queue = append(l.queue, s)
+	scarce := l.scarce()
 	l.mu.Unlock()
 	if first {
-		l.notify()
+		notify(l.wake)
+	}
+	if scarce {
+		notify(l.hurry)
 	}
 }
 
@@ -288,9 +298,9 @@ func (l *Log) drop(id string) {
 	}
 }
 
-func (l *Log) notify() {
+func notify(c chan struct{}) {
 	select {
-	case l.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -342,22 +352,27 @@ func (l *Log) Stats() Stats {
 	return s
 }
 
-// hanging is how long a sink may take before Health says so.
+// hanging is how long a sink may take before Health says so, and the journal before requests are refused.
 const hanging = 5 * time.Second
+
+// longAgo reports whether what began then, in Unix nanoseconds, hangs; 0 = nothing began.
+func longAgo(since int64) bool { return since != 0 && time.Since(time.Unix(0, since)) > hanging }
 
 // Health is nil while events can be recorded.
 func (l *Log) Health() error {
 	l.mu.Lock()
 	failed, closed, full := l.failed, l.closed, len(l.free) == 0
 	l.mu.Unlock()
-	since := l.writing.Load()
+	writing, trying := l.writing.Load(), l.trying.Load()
 	switch {
 	case closed:
 		return errors.New("audit: the log is closed")
 	case failed != nil:
 		return fmt.Errorf("audit: %w", failed)
-	case since != 0 && time.Since(time.Unix(0, since)) > hanging:
-		return fmt.Errorf("audit: the log's disk or standard output has not answered for %s", time.Since(time.Unix(0, since)).Round(time.Second))
+	case longAgo(trying):
+		return fmt.Errorf("audit: the journal's disk has not answered for %s", time.Since(time.Unix(0, trying)).Round(time.Second))
+	case longAgo(writing):
+		return fmt.Errorf("audit: the log's disk or standard output has not answered for %s", time.Since(time.Unix(0, writing)).Round(time.Second))
 	case full:
 		return ErrFull
 	}
@@ -396,7 +411,8 @@ func (l *Log) Close(ctx context.Context) error {
 	}
 	l.closed = true
 	l.mu.Unlock()
-	l.notify()
+	notify(l.wake)
+	notify(l.hurry)
 	var err error
 	stuck := false
 	select {
@@ -410,7 +426,7 @@ func (l *Log) Close(ctx context.Context) error {
 			stuck = true
 		}
 	}
-	if l.file == nil || stuck {
+	if l.file == nil || stuck || longAgo(l.trying.Load()) {
 		return err
 	}
 	l.stopShippers(ctx)

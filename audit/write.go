@@ -9,8 +9,9 @@ import (
 const (
 	// batchBytes is about how much is written at once.
 	batchBytes = 1 << 20
-	// pace is how far apart batches are under load: an event for each write would cost more than the event.
-	pace = time.Millisecond
+	// pace is how far apart batches are under load: a wake-up and a write for each event would cost more than the
+	// event. The first after a pause does not wait.
+	pace = 2 * time.Millisecond
 )
 
 // batch is what is being written.
@@ -32,9 +33,10 @@ func (l *Log) write() {
 		l.ended = true
 		l.mu.Unlock()
 	}()
-	var last time.Time
 	idle := time.NewTicker(time.Second)
 	defer idle.Stop()
+	pause := time.NewTimer(pace)
+	defer pause.Stop()
 	for {
 		more := l.fillBatch()
 		if len(l.batch.slots) == 0 {
@@ -48,26 +50,24 @@ func (l *Log) write() {
 			if !l.wait(idle.C) {
 				return
 			}
-			if rest := pace - time.Since(last); rest > 0 && l.calm() {
-				time.Sleep(rest)
-			}
 			continue
 		}
 		if !l.deliverBatch() {
 			return
 		}
 		l.releaseBatch()
-		last = time.Now()
 		l.attend(idle.C)
+		// One wake-up for all that comes until then: that the queue is no longer empty wakes nobody up.
+		pause.Reset(pace)
+		select {
+		case <-pause.C:
+		case <-l.hurry:
+		}
 	}
 }
 
-// calm reports whether there is time to let a batch grow.
-func (l *Log) calm() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return !l.closed && len(l.free) > l.config.InFlight/2
-}
+// scarce reports whether slots run out, so that what is committed must be written now. l.mu is held.
+func (l *Log) scarce() bool { return l.closed || len(l.free) <= l.config.InFlight/2 }
 
 // wait waits for something to do; false = the log is given up.
 func (l *Log) wait(idle <-chan time.Time) bool {
@@ -252,7 +252,7 @@ func (l *Log) releaseBatch() {
 	l.count.bytes.Add(uint64(len(b.lines)))
 	l.count.lastSeq.Store(l.seq)
 	for _, s := range b.slots {
-		s.final = false
+		s.final, s.side = false, 0
 		s.committed = time.Time{}
 		if cap(s.entry) > 2*areaSize {
 			s.entry = make([]byte, entryHeader)
@@ -276,6 +276,19 @@ func (l *Log) releaseBatch() {
 	}
 }
 
+// tryJournal writes where a request would, while there are any: where that hangs, every request would, and has no
+// more to be let in.
+func (l *Log) tryJournal() {
+	if l.Stats().Open == 0 {
+		return
+	}
+	l.trying.Store(time.Now().UnixNano())
+	if err := l.journal.writeHead(); err != nil {
+		l.config.Logger.Error("audit: the journal cannot be written", "error", err)
+	}
+	l.trying.Store(0)
+}
+
 // watch is what has to be done now and then, beside the writer.
 func (l *Log) watch() {
 	tick := time.NewTicker(time.Second)
@@ -286,6 +299,7 @@ func (l *Log) watch() {
 		case <-l.done:
 			return
 		}
+		l.tryJournal()
 		if restored, err := l.journal.restore(); err != nil {
 			l.config.Logger.Error("audit: the journal is not where it was, and cannot be put back", "error", err)
 		} else if restored {
