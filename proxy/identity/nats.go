@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -26,6 +29,10 @@ const (
 	// that its consumer was on, and the client finds out after ten seconds; a revocation takes hold within one.
 	natsCheck = 400 * time.Millisecond
 	natsRetry = 250 * time.Millisecond
+	// natsBeat and natsPong find a server out that hangs, or is gone without a word, in time to hear of a revocation from
+	// another within the second.
+	natsBeat = 200 * time.Millisecond
+	natsPong = 500 * time.Millisecond
 )
 
 // natsStore shares revocations by a JetStream key-value bucket: a key for each revocation's id, its JSON as the value.
@@ -36,22 +43,28 @@ const (
 type natsStore struct {
 	revocations *Revocations
 	conn        *nats.Conn
+	revoked     *Channel // announcements
 	bucket      string
 	wake        chan struct{} // read all anew
+	begun       chan struct{} // closed when all above is set: handlers may be called before
+	answering   atomic.Bool
 
 	mu      sync.Mutex // guards all below
 	kv      jetstream.KeyValue
-	shared  bool                // the watch is complete
-	deleted map[string]struct{} // here, and not yet in the store
-	unsent  map[string]struct{} // the same of revocations
+	shared  bool                 // the watch is complete
+	deleted map[string]struct{}  // here, and not yet in the store
+	unsent  map[string]time.Time // in force here and perhaps not in the store, which is to be told at that time
+	recent  map[string]time.Time // of those in force: since when
+	gone    map[string]gone      // deleted lately
 	err     error
 }
 
 // openNATS connects in the background, and goes on trying until ctx ends. It fails for a configuration only.
 func openNATS(ctx context.Context, servers string, r *Revocations) (*natsStore, error) {
 	n := &natsStore{
-		revocations: r, bucket: natsBucket, wake: make(chan struct{}, 1),
-		deleted: map[string]struct{}{}, unsent: map[string]struct{}{}, err: errors.New("not connected yet"),
+		revocations: r, bucket: natsBucket, wake: make(chan struct{}, 1), begun: make(chan struct{}),
+		deleted: map[string]struct{}{}, unsent: map[string]time.Time{}, recent: map[string]time.Time{}, gone: map[string]gone{},
+		err: errors.New("not connected yet"),
 	}
 	names, options, err := n.parse(servers)
 	if err != nil {
@@ -72,17 +85,49 @@ func openNATS(ctx context.Context, servers string, r *Revocations) (*natsStore, 
 				n.lost(fmt.Errorf("disconnected: %w", orElse(err, errors.New("the server closed the connection"))))
 			}
 		}),
-		nats.ReconnectHandler(func(*nats.Conn) { n.again() }),
-		nats.ConnectHandler(func(*nats.Conn) { n.again() }),
+		nats.ReconnectHandler(func(*nats.Conn) { n.connected() }),
+		nats.ConnectHandler(func(*nats.Conn) { n.connected() }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			slog.Warn("revocations: nats", slog.Any("error", err))
 		}),
 	)
+	defer close(n.begun)
 	if n.conn, err = nats.Connect(names, options...); err != nil {
 		return nil, err
 	}
+	n.revoked = &Channel{n.conn, n.bucket + ".revoked"}
+	if _, err := n.revoked.Subscribe(n.hear); err != nil {
+		n.conn.Close()
+		return nil, err
+	}
+	go n.beat(ctx)
 	go n.run(ctx)
 	return n, nil
+}
+
+// connected is when there is a connection, or one again: by it, what was missed can be had.
+func (n *natsStore) connected() {
+	<-n.begun
+	n.announceRecent(true)
+	n.again()
+}
+
+// beat leaves a server that does not answer. A connection to one that hangs, or whose machine is gone, looks well to the
+// kernel for minutes.
+func (n *natsStore) beat(ctx context.Context) {
+	ticker := time.NewTicker(natsBeat)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if n.conn.IsConnected() && errors.Is(n.conn.FlushTimeout(natsPong), nats.ErrTimeout) && ctx.Err() == nil {
+			n.lost(errors.New("the server does not answer"))
+			_ = n.conn.ForceReconnect() // fails for a closed connection only
+		}
+	}
 }
 
 // parse reads nats://host:port?credentials=FILE&ca=FILE&bucket=NAME; several servers have commas between them, and the
@@ -220,6 +265,9 @@ func (n *natsStore) follow(ctx context.Context) error {
 				return errors.New("the watch fell behind")
 			}
 			behind = complete && now > last // what was just written is on its way
+			if complete && n.overdue() {
+				return errAgain
+			}
 		}
 	}
 }
@@ -269,44 +317,61 @@ func lastRevision(ctx context.Context, kv jetstream.KeyValue) (uint64, error) {
 // apply does here what happened in the store.
 func (n *natsStore) apply(entry jetstream.KeyValueEntry) {
 	r, id := n.revocations, entry.Key()
-	n.mu.Lock()
-	_, deleted := n.deleted[id]
-	_, unsent := n.unsent[id]
-	n.mu.Unlock()
-	changed := false
-	switch {
-	case entry.Operation() != jetstream.KeyValuePut:
-		if unsent {
-			return // revoked here since
+	if entry.Operation() != jetstream.KeyValuePut {
+		if n.applyDelete(id) {
+			r.saveSoon()
 		}
-		r.mu.Lock()
-		changed = r.removeLocked(id)
-		r.mu.Unlock()
-	case deleted:
-		return // here since
-	default:
-		v, err := decodeRevocation(id, entry.Value())
-		if err != nil {
-			// Nobody can tell what it should refuse. It is no reason to forget the others.
-			slog.Error("revocations: an entry of the store is not understood", slog.String("key", id), slog.Any("error", err))
-			return
-		}
-		if !r.now().Before(v.Until) {
-			return
-		}
-		r.mu.Lock()
-		if old, ok := r.byID[id]; ok && unsent {
-			v = v.merge(old)
-		}
-		changed = r.putLocked(v)
-		r.mu.Unlock()
-		if changed {
-			r.cut()
-		}
+		return
 	}
-	if changed {
+	v, err := decodeRevocation(id, entry.Value())
+	if err != nil {
+		// Nobody can tell what it should refuse. It is no reason to forget the others.
+		slog.Error("revocations: an entry of the store is not understood", slog.String("key", id), slog.Any("error", err))
+		return
+	}
+	if !r.now().Before(v.Until) {
+		return
+	}
+	if n.applyPut(v) {
+		r.cut()
 		r.saveSoon()
 	}
+}
+
+func (n *natsStore) applyDelete(id string) bool {
+	r := n.revocations
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if _, unsent := n.unsent[id]; unsent {
+		return false // it was revoked again since
+	}
+	if v, ok := r.byID[id]; ok {
+		n.removedLocked(v)
+	}
+	return r.removeLocked(id)
+}
+
+func (n *natsStore) applyPut(v Revocation) bool {
+	r := n.revocations
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if _, deleted := n.deleted[v.ID]; deleted {
+		return false // here since
+	}
+	if _, unsent := n.unsent[v.ID]; unsent {
+		stored := v
+		if old, ok := r.byID[v.ID]; ok {
+			v = v.merge(old)
+		}
+		if v == stored {
+			delete(n.unsent, v.ID) // the store has all of it
+		}
+	}
+	return r.putLocked(v)
 }
 
 func decodeRevocation(id string, data []byte) (Revocation, error) {
@@ -323,12 +388,10 @@ func decodeRevocation(id string, data []byte) (Revocation, error) {
 // tell brings the store up to what happened here while it could not be reached.
 func (n *natsStore) tell(ctx context.Context, kv jetstream.KeyValue, known map[string]bool) error {
 	n.mu.Lock()
-	deleted := make([]string, 0, len(n.deleted))
-	for id := range n.deleted {
-		deleted = append(deleted, id)
-	}
+	deleted := slices.Collect(maps.Keys(n.deleted))
+	overdue := n.overdueLocked()
 	for id := range n.unsent {
-		delete(known, id)
+		known[id] = !overdue[id] // what is not due is somebody else's to send, or on its way
 	}
 	n.mu.Unlock()
 	for _, id := range deleted {
@@ -347,22 +410,26 @@ func (n *natsStore) tell(ctx context.Context, kv jetstream.KeyValue, known map[s
 	return nil
 }
 
-// put shares a revocation that is in force here.
+// put keeps a revocation that is in force here in the store.
 func (n *natsStore) put(ctx context.Context, v Revocation) error {
 	n.mu.Lock()
-	n.unsent[v.ID] = struct{}{}
-	delete(n.deleted, v.ID)
 	kv := n.kv
 	n.mu.Unlock()
-	if kv == nil {
-		return ErrNotShared
+	err := error(ErrNotShared)
+	if kv != nil {
+		if err = n.send(ctx, kv, v); err == nil {
+			return nil
+		}
+		err = fmt.Errorf("%w: %w", ErrNotShared, err)
 	}
-	if err := n.send(ctx, kv, v); err != nil {
+	n.mu.Lock()
+	n.unsent[v.ID] = time.Time{} // whenever there is a store
+	n.mu.Unlock()
+	if kv != nil {
 		n.lost(err)
 		n.again()
-		return fmt.Errorf("%w: %w", ErrNotShared, err)
 	}
-	return nil
+	return err
 }
 
 // send merges v with what the store has of it, so that of two replicas that revoke at once none shortens the other's.
@@ -416,11 +483,9 @@ func (n *natsStore) send(ctx context.Context, kv jetstream.KeyValue, v Revocatio
 	}
 }
 
-// remove shares a deletion.
+// remove shares a deletion that removedHereLocked noted.
 func (n *natsStore) remove(ctx context.Context, id string) error {
 	n.mu.Lock()
-	n.deleted[id] = struct{}{}
-	delete(n.unsent, id)
 	kv := n.kv
 	n.mu.Unlock()
 	if kv == nil {
@@ -486,7 +551,7 @@ func (n *natsStore) caughtUp(kv jetstream.KeyValue) {
 	n.mu.Lock()
 	before := n.shared
 	n.kv, n.shared, n.err = kv, true, nil
-	left := len(n.unsent) + len(n.deleted)
+	left := len(n.overdueLocked()) + len(n.deleted)
 	n.mu.Unlock()
 	if left > 0 { // what came after tell looked, and before kv was there to send it by
 		n.again()
@@ -523,6 +588,12 @@ func (n *natsStore) status(s *RevocationStatus) {
 	if n.err != nil {
 		s.Error = n.err.Error()
 	}
+}
+
+func (n *natsStore) overdue() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.overdueLocked()) > 0
 }
 
 func orElse(err, other error) error {

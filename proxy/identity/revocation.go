@@ -46,8 +46,9 @@ type Revocation struct {
 var ErrBadRevocation = errors.New("bad revocation")
 
 // ErrNotShared is matched by the errors of Add and Delete where the store could not be reached. What was asked for is
-// in force in this process, and the store will be told when it is back; other replicas do not know yet.
-var ErrNotShared = errors.New("in force here, but not yet known to other replicas")
+// in force in this process, and the store will be told when it is back. A revocation has been announced to the replicas
+// that can be reached; others do not know yet.
+var ErrNotShared = errors.New("in force here, but not yet in the store that replicas share")
 
 // ErrNoRevocation is returned by Delete for an id that is not there.
 var ErrNoRevocation = errors.New("no such revocation")
@@ -251,54 +252,78 @@ func (v *Revocation) target() target {
 // end counts.
 func (r *Revocations) Add(ctx context.Context, v Revocation) (Revocation, error) {
 	now := r.now()
+	if err := v.check(now); err != nil {
+		return v, err
+	}
+	r.mu.RLock()
+	issuers, count := r.issuers, len(r.byID)
+	r.mu.RUnlock()
+	if len(issuers) > 0 && !slices.Contains(issuers, v.Issuer) {
+		return v, fmt.Errorf("%w: issuer %.200q is not configured, so this would revoke nothing", ErrBadRevocation, v.Issuer)
+	}
+	if count >= maxRevocations {
+		return v, fmt.Errorf("%d revocations are in force, and no more are taken: delete some, or stop whoever makes them", count)
+	}
+	if v.Until.IsZero() {
+		v.Until = now.Add(revocationLife)
+	}
+	v.Until, v.IssuedBefore = v.Until.UTC().Round(0), v.IssuedBefore.UTC().Round(0)
+	v.Created = now.UTC().Round(0)
+	v.ID = v.id()
+
+	v, changed := r.add(v)
+	if changed {
+		r.cut()
+	}
+	if r.nats != nil {
+		r.nats.announce([]Revocation{v}, false)
+	}
+	err := r.save()
+	if r.nats != nil {
+		err = errors.Join(err, r.nats.put(ctx, v))
+	}
+	return v, err
+}
+
+// add puts v in force together with what is already, and tells whether that changed anything.
+func (r *Revocations) add(v Revocation) (_ Revocation, changed bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if old, ok := r.byID[v.ID]; ok {
+		v = old.merge(v)
+	}
+	if r.nats != nil {
+		r.nats.mu.Lock()
+		defer r.nats.mu.Unlock()
+		r.nats.noteLocked(v.ID, natsTimeout)
+	}
+	return v, r.putLocked(v)
+}
+
+// check tells whether v can be understood, whoever says it.
+func (v *Revocation) check(now time.Time) error {
 	set := 0
 	for _, value := range []string{v.Session, v.Subject, v.TokenID} {
 		if value != "" {
 			set++
 		}
 		if len(value) > maxTokenBytes {
-			return v, fmt.Errorf("%w: session, subject and token_id are shorter than 16 KiB", ErrBadRevocation)
+			return fmt.Errorf("%w: session, subject and token_id are shorter than 16 KiB", ErrBadRevocation)
 		}
 	}
-	r.mu.RLock()
-	issuers, count := r.issuers, len(r.byID)
-	r.mu.RUnlock()
 	switch {
 	case set != 1:
-		return v, fmt.Errorf("%w: name one of session, subject and token_id", ErrBadRevocation)
+		return fmt.Errorf("%w: name one of session, subject and token_id", ErrBadRevocation)
 	case v.Issuer == "":
-		return v, fmt.Errorf("%w: name the issuer", ErrBadRevocation)
-	case len(issuers) > 0 && !slices.Contains(issuers, v.Issuer):
-		return v, fmt.Errorf("%w: issuer %.200q is not configured, so this would revoke nothing", ErrBadRevocation, v.Issuer)
+		return fmt.Errorf("%w: name the issuer", ErrBadRevocation)
+	case len(v.Issuer) > maxTokenBytes:
+		return fmt.Errorf("%w: the issuer is shorter than 16 KiB", ErrBadRevocation)
 	case !v.Until.IsZero() && !now.Before(v.Until):
-		return v, fmt.Errorf("%w: until is in the past", ErrBadRevocation)
-	case v.Until.IsZero():
-		v.Until = now.Add(revocationLife)
-	case v.Until.Year() > 9999:
-		return v, fmt.Errorf("%w: until is no time", ErrBadRevocation)
+		return fmt.Errorf("%w: until is in the past", ErrBadRevocation)
+	case v.Until.Year() > 9999 || v.IssuedBefore.Year() > 9999 || v.Created.Year() > 9999:
+		return fmt.Errorf("%w: until is no time", ErrBadRevocation)
 	}
-	if count >= maxRevocations {
-		return v, fmt.Errorf("%d revocations are in force, and no more are taken: delete some, or stop whoever makes them", count)
-	}
-	v.Until, v.IssuedBefore = v.Until.UTC().Round(0), v.IssuedBefore.UTC().Round(0)
-	v.Created = now.UTC().Round(0)
-	v.ID = v.id()
-
-	r.mu.Lock()
-	if old, ok := r.byID[v.ID]; ok {
-		v = old.merge(v)
-	}
-	changed := r.putLocked(v)
-	r.mu.Unlock()
-	if changed {
-		r.cut()
-	}
-
-	err := r.save()
-	if r.nats != nil {
-		err = errors.Join(err, r.nats.put(ctx, v))
-	}
-	return v, err
+	return nil
 }
 
 // id is the same for revocations of the same.
@@ -371,10 +396,7 @@ func (r *Revocations) List() []Revocation {
 
 // Delete ends a revocation.
 func (r *Revocations) Delete(ctx context.Context, id string) error {
-	r.mu.Lock()
-	ok := r.removeLocked(id)
-	r.mu.Unlock()
-	if !ok {
+	if !r.remove(id) {
 		return fmt.Errorf("%w: %.60q", ErrNoRevocation, id)
 	}
 	err := r.save()
@@ -382,6 +404,18 @@ func (r *Revocations) Delete(ctx context.Context, id string) error {
 		err = errors.Join(err, r.nats.remove(ctx, id))
 	}
 	return err
+}
+
+func (r *Revocations) remove(id string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	v, ok := r.byID[id]
+	if ok && r.nats != nil {
+		r.nats.mu.Lock()
+		defer r.nats.mu.Unlock()
+		r.nats.removedHereLocked(v)
+	}
+	return r.removeLocked(id)
 }
 
 // Track tells t's owner when id is revoked, at once if it is already, unless Untrack was called before, and once at

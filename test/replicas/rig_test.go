@@ -20,7 +20,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials/stscreds"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
-	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/examples/world"
@@ -28,6 +27,7 @@ import (
 
 func TestMain(m *testing.M) {
 	world.Main()
+	natsMain()
 	os.Unsetenv("AWS_CA_BUNDLE") // it breaks SDK clients that are given an HTTP client
 	os.Exit(m.Run())
 }
@@ -64,7 +64,7 @@ func newFleet(t *testing.T, replicas, nodes int, set map[string]any) *fleet {
 	}
 	var servers []string
 	for _, n := range f.nats {
-		servers = append(servers, fmt.Sprintf("nats://127.0.0.1:%d", n.options.Port))
+		servers = append(servers, fmt.Sprintf("nats://127.0.0.1:%d", n.Port))
 	}
 	for range replicas {
 		o := world.ProxyOptions{PolicyDir: policy, Set: map[string]any{
@@ -231,71 +231,6 @@ func (f *fleet) eventsOf(i int, key string) (found []audit.Event) {
 		}
 	}
 	return found
-}
-
-// natsNode is a NATS server in this process, that can be stopped and started.
-type natsNode struct {
-	options server.Options
-	running *server.Server
-}
-
-// startNATS starts a server, or a cluster of them.
-func startNATS(t *testing.T, n int) []*natsNode {
-	t.Helper()
-	nodes := make([]*natsNode, n)
-	var routes []string
-	for i := range nodes {
-		nodes[i] = &natsNode{options: server.Options{
-			ServerName: fmt.Sprintf("n%d", i), Host: "127.0.0.1", Port: freePort(t), JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true,
-		}}
-		if n > 1 {
-			nodes[i].options.Cluster = server.ClusterOpts{Name: "sluice", Host: "127.0.0.1", Port: freePort(t)}
-			routes = append(routes, fmt.Sprintf("nats://127.0.0.1:%d", nodes[i].options.Cluster.Port))
-		}
-	}
-	for _, node := range nodes {
-		if n > 1 {
-			node.options.Routes = server.RoutesFromStr(strings.Join(routes, ","))
-		}
-		if err := node.start(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(node.stop)
-	}
-	for _, node := range nodes {
-		if !node.running.ReadyForConnections(20 * time.Second) {
-			t.Fatal("the NATS server does not start")
-		}
-	}
-	for deadline := time.Now().Add(30 * time.Second); n > 1; time.Sleep(20 * time.Millisecond) {
-		leaders := 0
-		for _, node := range nodes {
-			if node.running.JetStreamIsLeader() {
-				leaders++
-			}
-		}
-		if leaders == 1 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the NATS cluster has no leader")
-		}
-	}
-	return nodes
-}
-
-func (n *natsNode) start() (err error) {
-	options := n.options
-	if n.running, err = server.NewServer(&options); err != nil {
-		return err
-	}
-	n.running.Start()
-	return nil
-}
-
-func (n *natsNode) stop() {
-	n.running.Shutdown()
-	n.running.WaitForShutdown()
 }
 
 func freePort(t *testing.T) int {
