@@ -22,14 +22,17 @@ const maxLimitedSessions = 100_000
 // sessionLimits holds each session to its limits. The configured ones count all of its requests. Those that policy
 // names count the requests for which it names them, beside the configured ones: so policy can only lower, a session has
 // its limit from its first request on, and is rid of it with the first for which policy says nothing of it.
+//
+// It outlives reloads: what a session has used is used, whatever it may use from now on.
 type sessionLimits struct {
-	configured terms
 	now        func() time.Time
+	configured atomic.Pointer[terms] // a reload changes them
 
-	mu    sync.Mutex // guards creation in meters
+	mu    sync.Mutex // guards creation in meters, and changes of their terms
 	meter *lru.Cache[meterKey, *meter]
 
-	peers atomic.Pointer[peers] // nil where limits are this process's alone
+	sharing sync.Mutex            // guards changes of peers
+	peers   atomic.Pointer[peers] // nil where limits are this process's alone
 }
 
 // terms are what a session is held to; 0 = not.
@@ -41,14 +44,13 @@ type terms struct {
 
 type meterKey struct {
 	issuer, session string
-	terms           terms
+	policy          terms // zero = the configured limit, whatever that is just now
 }
 
 // meter is the use that one session makes of one limit.
 type meter struct {
 	key      meterKey
-	requests *rate.Limiter // nil = no limit
-	bytes    *rate.Limiter // nil = no limit
+	rates    atomic.Pointer[rates]
 	inFlight atomic.Int64
 
 	// For the peers.
@@ -58,36 +60,63 @@ type meter struct {
 	untold       atomic.Bool
 }
 
+// rates are a meter's terms, and what is left under them.
+type rates struct {
+	terms    terms
+	requests *rate.Limiter // nil = no limit
+	bytes    *rate.Limiter // nil = no limit
+}
+
 func newSessionLimits(configured Limits, now func() time.Time) *sessionLimits {
 	meters, err := lru.New[meterKey, *meter](maxLimitedSessions)
 	if err != nil {
 		panic(err) // only a size below 1 fails
 	}
-	return &sessionLimits{
-		configured: terms{configured.RequestsPerSecond, configured.BytesPerSecond, configured.InFlight},
-		now:        now, meter: meters,
-	}
+	s := &sessionLimits{now: now, meter: meters}
+	s.configure(configured)
+	return s
 }
 
-func (s *sessionLimits) of(key meterKey) *meter {
-	if m, ok := s.meter.Get(key); ok {
+func (s *sessionLimits) configure(l Limits) {
+	s.configured.Store(&terms{l.RequestsPerSecond, l.BytesPerSecond, l.InFlight})
+}
+
+// of is the meter of key, held to t.
+func (s *sessionLimits) of(key meterKey, t terms) *meter {
+	if m, ok := s.meter.Get(key); ok && m.rates.Load().terms == t {
 		return m
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if m, ok := s.meter.Get(key); ok {
-		return m
+	m, ok := s.meter.Get(key)
+	if !ok {
+		m = &meter{key: key}
+		m.rates.Store(new(rates))
+		defer s.meter.Add(key, m)
 	}
-	// Bursts of one second's worth, and never less than what moves at once.
-	m := &meter{key: key}
-	if perSecond := key.terms.requests; perSecond > 0 {
-		m.requests = rate.NewLimiter(rate.Limit(perSecond), int(math.Ceil(perSecond)))
+	if old := m.rates.Load(); old.terms != t {
+		now := s.now()
+		m.rates.Store(&rates{
+			terms: t,
+			// Bursts of one second's worth, and never less than what moves at once.
+			requests: limiter(old.requests, now, t.requests, int(math.Ceil(t.requests))),
+			bytes:    limiter(old.bytes, now, float64(t.bytes), max(int(t.bytes), copySize)),
+		})
 	}
-	if perSecond := key.terms.bytes; perSecond > 0 {
-		m.bytes = rate.NewLimiter(rate.Limit(perSecond), max(int(perSecond), copySize))
-	}
-	s.meter.Add(key, m)
 	return m
+}
+
+// limiter is one of so much a second. It goes on where an earlier one stands: other terms are no fresh start.
+func limiter(old *rate.Limiter, now time.Time, perSecond float64, burst int) *rate.Limiter {
+	switch {
+	case perSecond <= 0:
+		return nil
+	case old == nil:
+		return rate.NewLimiter(rate.Limit(perSecond), burst)
+	}
+	old.SetLimitAt(now, rate.Limit(perSecond))
+	old.SetBurstAt(now, burst)
+	return old
 }
 
 // lease is one request's place under its session's limits: the configured ones and policy's.
@@ -97,23 +126,24 @@ type lease struct {
 	held   [2]*meter
 }
 
-// admit takes a place for one request of id, or says how long to wait for one.
+// admit takes a place for one request of id under the configured limits, or says how long to wait for one.
 func (s *sessionLimits) admit(l *lease, id *identity.Identity) error {
 	l.limits, l.who = s, id
-	return l.enter(0, s.configured)
+	return l.enter(0, terms{}, *s.configured.Load())
 }
 
 // narrow holds the request to the limits that policy named for it.
 func (l *lease) narrow(p policy.Limits) error {
-	return l.enter(1, terms{p.RequestsPerSecond, p.BytesPerSecond, int(min(p.InFlight, math.MaxInt32))})
+	t := terms{p.RequestsPerSecond, p.BytesPerSecond, int(min(p.InFlight, math.MaxInt32))}
+	return l.enter(1, t, t)
 }
 
-func (l *lease) enter(place int, t terms) error {
+func (l *lease) enter(place int, policy, t terms) error {
 	if t == (terms{}) || l.held[place] != nil {
 		return nil // nothing is counted where there is no limit
 	}
 	s := l.limits
-	m := s.of(meterKey{l.who.Issuer, l.who.Session, t})
+	m := s.of(meterKey{l.who.Issuer, l.who.Session, policy}, t)
 	if err := m.enter(s.now()); err != nil {
 		return err
 	}
@@ -135,18 +165,19 @@ func (m *meter) enter(now time.Time) error {
 }
 
 func (m *meter) refusal(here int64, now time.Time) error {
-	if most := int64(m.key.terms.inFlight); most > 0 && here+m.elsewhere.Load() > most {
+	r := m.rates.Load()
+	if most := int64(r.terms.inFlight); most > 0 && here+m.elsewhere.Load() > most {
 		return &slowDown{message: fmt.Sprintf("this session has %d requests in flight, its limit; retry when one ends", most), retryAfter: time.Second}
 	}
-	if m.bytes != nil {
+	if r.bytes != nil {
 		// Transfers are paced as they go; a session a whole second in debt starts no more of them.
-		if debt := -m.bytes.TokensAt(now) / float64(m.bytes.Limit()); debt > 1 {
-			return &slowDown{message: fmt.Sprintf("this session is over its %d bytes a second; retry in %.0f s", m.key.terms.bytes, math.Ceil(debt)), retryAfter: seconds(debt)}
+		if debt := -r.bytes.TokensAt(now) / float64(r.bytes.Limit()); debt > 1 {
+			return &slowDown{message: fmt.Sprintf("this session is over its %d bytes a second; retry in %.0f s", r.terms.bytes, math.Ceil(debt)), retryAfter: seconds(debt)}
 		}
 	}
-	if m.requests != nil && !m.requests.AllowN(now, 1) {
-		wait := (1 - m.requests.TokensAt(now)) / m.key.terms.requests
-		return &slowDown{message: fmt.Sprintf("this session is over its %g requests a second", m.key.terms.requests), retryAfter: seconds(wait)}
+	if r.requests != nil && !r.requests.AllowN(now, 1) {
+		wait := (1 - r.requests.TokensAt(now)) / r.terms.requests
+		return &slowDown{message: fmt.Sprintf("this session is over its %g requests a second", r.terms.requests), retryAfter: seconds(wait)}
 	}
 	return nil
 }
@@ -156,15 +187,19 @@ func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Se
 // spend counts n bytes of a transfer, waiting where the session is ahead of its rate.
 func (l *lease) spend(ctx context.Context, n int) error {
 	for _, m := range l.held {
-		if m == nil || m.bytes == nil {
+		if m == nil {
+			continue
+		}
+		bytes := m.rates.Load().bytes
+		if bytes == nil {
 			continue
 		}
 		if l.limits.peers.Load() != nil {
 			m.usedBytes.Add(int64(n)) // told while the request is in flight, and when it ends
 		}
 		for left := n; left > 0; {
-			piece := min(left, m.bytes.Burst())
-			if err := m.bytes.WaitN(ctx, piece); err != nil {
+			piece := min(left, bytes.Burst())
+			if err := bytes.WaitN(ctx, piece); err != nil {
 				return err
 			}
 			left -= piece

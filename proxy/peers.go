@@ -37,10 +37,13 @@ const (
 type peers struct {
 	limits *sessionLimits
 	self   string
+	over   *identity.Channel
+	end    func()
 
 	mu     sync.Mutex // guards all below
 	untold []*meter   // used since the others were told, or in flight
 	flying map[*meter]map[string]flight
+	ended  bool
 }
 
 // flight is what one peer has in flight of a session.
@@ -58,56 +61,82 @@ type peerMessage struct {
 type peerUsed struct {
 	Issuer  string `json:"issuer"`
 	Session string `json:"session"`
-	// The limit that it counts against: replicas with different ones do not count together.
-	LimitRequests float64 `json:"limit_requests,omitempty"`
-	LimitBytes    int64   `json:"limit_bytes,omitempty"`
-	LimitInFlight int     `json:"limit_in_flight,omitempty"`
+	// The limit that it counts against, where policy named one; else it is the configured, which each replica has its own of.
+	PolicyRequests float64 `json:"policy_requests,omitempty"`
+	PolicyBytes    int64   `json:"policy_bytes,omitempty"`
+	PolicyInFlight int     `json:"policy_in_flight,omitempty"`
 
 	Requests int64 `json:"requests,omitempty"`
 	Bytes    int64 `json:"bytes,omitempty"`
 	InFlight int64 `json:"in_flight,omitempty"`
 }
 
-// ShareLimits counts what sessions use together with the other replicas on over, until ctx ends. With a nil channel
-// the limits are this process's alone.
+// ShareLimits counts what sessions use together with the other replicas on over, until ctx ends or it is called again, after
+// a reload, with another channel. With a nil channel the limits are this process's alone.
 func (p *Proxy) ShareLimits(ctx context.Context, over *identity.Channel) error {
-	if over == nil {
+	s := p.sessions
+	s.sharing.Lock()
+	defer s.sharing.Unlock()
+	before := s.peers.Load()
+	if before != nil && over != nil && *before.over == *over {
 		return nil
 	}
-	peers := p.sessions.share()
-	stop, err := over.Subscribe(peers.receive)
-	if err != nil {
-		return fmt.Errorf("share limits: %w", err)
-	}
-	go func() {
-		defer stop()
-		ticker := time.NewTicker(shareInterval)
-		defer ticker.Stop()
-		failing := false
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-ticker.C:
-			}
-			err := peers.tell(over.Publish)
-			if (err != nil) != failing {
-				failing = err != nil
-				if failing {
-					p.Log.Warn("limits are not shared for now; each replica holds them by itself", slog.Any("error", err))
-				} else {
-					p.Log.Info("limits are shared")
-				}
-			}
+	if over == nil {
+		s.peers.Store(nil)
+	} else {
+		peers := newPeers(s)
+		stop, err := over.Subscribe(peers.receive)
+		if err != nil {
+			return fmt.Errorf("share limits: %w", err)
 		}
-	}()
+		ctx, cancel := context.WithCancel(ctx)
+		peers.over, peers.end = over, cancel
+		context.AfterFunc(ctx, stop)
+		go peers.run(ctx, over.Publish, p.Log)
+		s.peers.Store(peers)
+	}
+	if before != nil {
+		before.end()
+		before.forget()
+	}
 	return nil
 }
 
-func (s *sessionLimits) share() *peers {
-	p := &peers{limits: s, self: rand.Text(), flying: map[*meter]map[string]flight{}}
-	s.peers.Store(p)
-	return p
+// run tells the others until ctx ends.
+func (p *peers) run(ctx context.Context, publish func([]byte) error, log *slog.Logger) {
+	ticker := time.NewTicker(shareInterval)
+	defer ticker.Stop()
+	failing := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		err := p.tell(publish)
+		if (err != nil) != failing {
+			failing = err != nil
+			if failing {
+				log.Warn("limits are not shared for now; each replica holds them by itself", slog.Any("error", err))
+			} else {
+				log.Info("limits are shared")
+			}
+		}
+	}
+}
+
+func newPeers(s *sessionLimits) *peers {
+	return &peers{limits: s, self: rand.Text(), flying: map[*meter]map[string]flight{}}
+}
+
+// forget is when nothing more is heard.
+func (p *peers) forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ended = true
+	for m := range p.flying {
+		p.countLocked(m, nil)
+	}
 }
 
 // touch has the next tell speak of m.
@@ -147,7 +176,7 @@ func (p *peers) tell(publish func([]byte) error) error {
 		m.untold.Store(false) // before the look, or else a use right after it would never be told
 		u := peerUsed{
 			Issuer: m.key.issuer, Session: m.key.session,
-			LimitRequests: m.key.terms.requests, LimitBytes: m.key.terms.bytes, LimitInFlight: m.key.terms.inFlight,
+			PolicyRequests: m.key.policy.requests, PolicyBytes: m.key.policy.bytes, PolicyInFlight: m.key.policy.inFlight,
 			Requests: m.usedRequests.Swap(0), Bytes: m.usedBytes.Swap(0), InFlight: m.inFlight.Load(),
 		}
 		if u.InFlight > 0 {
@@ -195,15 +224,26 @@ func (p *peers) receive(data []byte) {
 	}
 	now := p.limits.now()
 	for _, u := range message.Used {
-		t := terms{u.LimitRequests, u.LimitBytes, u.LimitInFlight}
-		if t == (terms{}) || !(t.requests >= 0) || math.IsInf(t.requests, 0) || t.bytes < 0 || t.inFlight < 0 || u.InFlight < 0 {
+		policy := terms{u.PolicyRequests, u.PolicyBytes, u.PolicyInFlight}
+		if !(policy.requests >= 0) || math.IsInf(policy.requests, 0) || policy.bytes < 0 || policy.inFlight < 0 || u.InFlight < 0 {
 			continue
 		}
-		m := p.limits.of(meterKey{u.Issuer, u.Session, t})
-		charge(m.requests, now, u.Requests)
-		charge(m.bytes, now, u.Bytes)
+		held := policy
+		if policy == (terms{}) {
+			held = *p.limits.configured.Load()
+		}
+		if held == (terms{}) {
+			continue // those who tell have limits, and this replica has none
+		}
+		m := p.limits.of(meterKey{u.Issuer, u.Session, policy}, held)
+		charge(m.rates.Load().requests, now, u.Requests)
+		charge(m.rates.Load().bytes, now, u.Bytes)
 
 		p.mu.Lock()
+		if p.ended {
+			p.mu.Unlock()
+			return
+		}
 		from := p.flying[m]
 		if u.InFlight > 0 {
 			if from == nil {

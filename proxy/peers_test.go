@@ -22,7 +22,7 @@ func newFleet(n int, l Limits) *fleet {
 	f := &fleet{now: time.Unix(1e9, 0)}
 	for range n {
 		s := newSessionLimits(l, func() time.Time { return f.now })
-		s.share()
+		share(s)
 		f.replicas = append(f.replicas, s)
 	}
 	return f
@@ -50,7 +50,12 @@ func (f *fleet) run(d, step time.Duration, each func(i int, s *sessionLimits)) {
 	}
 }
 
-var greedy = &identity.Identity{Issuer: "https://issuer", Session: "env-1"}
+func share(s *sessionLimits) { s.peers.Store(newPeers(s)) }
+
+var (
+	greedy   = &identity.Identity{Issuer: "https://issuer", Session: "env-1"}
+	ofGreedy = meterKey{issuer: greedy.Issuer, session: greedy.Session}
+)
 
 // Whatever session asks of however many replicas, together they admit its limit, and at most a burst and a quarter each
 // before they have heard of each other.
@@ -108,12 +113,12 @@ func TestReplicasShareWhatIsInFlight(t *testing.T) {
 		t.Errorf("after all have ended: %v", err)
 	}
 	f.run(step, step, quiet)
-	if got := f.replicas[1].of(meterKey{greedy.Issuer, greedy.Session, terms{inFlight: 4}}).elsewhere.Load(); got != 1 {
+	if got := f.replicas[1].of(ofGreedy, terms{inFlight: 4}).elsewhere.Load(); got != 1 {
 		t.Errorf("%d in flight elsewhere, want 1", got)
 	}
 	f.lost = func(from, to int) bool { return from == 2 } // it died
 	f.run(2*peerSilence, step, quiet)
-	if got := f.replicas[1].of(meterKey{greedy.Issuer, greedy.Session, terms{inFlight: 4}}).elsewhere.Load(); got != 0 {
+	if got := f.replicas[1].of(ofGreedy, terms{inFlight: 4}).elsewhere.Load(); got != 0 {
 		t.Errorf("%d in flight at a replica that is silent", got)
 	}
 }
@@ -129,7 +134,7 @@ func TestReplicasShareBytes(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.run(shareInterval, shareInterval, func(int, *sessionLimits) {})
-	other := f.replicas[1].of(meterKey{greedy.Issuer, greedy.Session, terms{bytes: 1 << 20}})
+	other := f.replicas[1].of(ofGreedy, terms{bytes: 1 << 20}).rates.Load()
 	if left := other.bytes.TokensAt(f.now); left > 1<<18 {
 		t.Errorf("%.0f bytes are left elsewhere", left)
 	}
@@ -165,20 +170,20 @@ func TestMessagesNotUnderstood(t *testing.T) {
 		data, _ := json.Marshal(peerMessage{"other", []peerUsed{u}})
 		return data
 	}
-	base := peerUsed{Issuer: greedy.Issuer, Session: greedy.Session, LimitRequests: 10}
+	base := peerUsed{Issuer: greedy.Issuer, Session: greedy.Session}
 	for _, change := range []func(*peerUsed){
 		func(u *peerUsed) { u.Requests = -5 },
-		func(u *peerUsed) { u.LimitRequests = -1; u.Requests = 5 },
-		func(u *peerUsed) { u.LimitRequests = 0; u.Requests = 5 },
+		func(u *peerUsed) { u.PolicyRequests = -1; u.Requests = 5 },
 		func(u *peerUsed) { u.InFlight = -5 },
-		func(u *peerUsed) { u.LimitRequests = 9; u.Requests = 5 }, // another limit
+		func(u *peerUsed) { u.PolicyRequests = 9; u.Requests = 5 }, // another limit
+		func(u *peerUsed) { u.Session = "env-2"; u.Requests = 5 },
 	} {
 		u := base
 		change(&u)
 		p.receive(used(u))
 	}
 	p.receive(nil)
-	p.receive([]byte(`{"from": "", "used": [{"issuer": "https://issuer", "session": "env-1", "limit_requests": 10, "requests": 10}]}`))
+	p.receive([]byte(`{"from": "", "used": [{"issuer": "https://issuer", "session": "env-1", "requests": 10}]}`))
 	for i := range 10 {
 		if err := f.replicas[0].admit(new(lease), greedy); err != nil {
 			t.Fatalf("request %d: %v", i, err)
@@ -228,6 +233,61 @@ func TestPolicyLowersLimits(t *testing.T) {
 	}
 }
 
+// A reload takes nothing from a session that it has, and gives it nothing back that it used, whatever it may from then on.
+func TestLimitsOutliveAReload(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	s := newSessionLimits(Limits{RequestsPerSecond: 10, BytesPerSecond: 1 << 20, InFlight: 2}, func() time.Time { return now })
+	admitted := func(n int) (count int) {
+		for range n {
+			l := new(lease)
+			if s.admit(l, greedy) == nil {
+				count++
+			}
+			l.release()
+		}
+		return count
+	}
+	open := []*lease{new(lease), new(lease)}
+	for _, l := range open {
+		if err := s.admit(l, greedy); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if err := open[0].spend(t.Context(), 1<<19); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.configure(Limits{RequestsPerSecond: 10, BytesPerSecond: 2 << 20, InFlight: 2}) // bytes alone
+	if admitted(1) != 0 {
+		t.Error("a third in flight")
+	}
+	open[1].release()
+	if n := admitted(20); n != 8 {
+		t.Errorf("%d admitted after two, of ten", n)
+	}
+	if left := s.of(ofGreedy, *s.configured.Load()).rates.Load().bytes.TokensAt(now); left > 1 {
+		t.Errorf("%.0f bytes are left, and all were used", left)
+	}
+	now = now.Add(time.Second)
+	s.configure(Limits{RequestsPerSecond: 1000, InFlight: 1})
+	if admitted(1) != 0 {
+		t.Error("two in flight, and one may be")
+	}
+	open[0].release()
+	if n := admitted(1000); n > 20 {
+		t.Errorf("%d admitted at once: a higher limit is no burst", n)
+	}
+	now = now.Add(time.Second)
+	if n := admitted(2000); n != 1000 {
+		t.Errorf("%d admitted a second later", n)
+	}
+	s.configure(Limits{})
+	if n := admitted(2000); n != 2000 {
+		t.Errorf("%d admitted without a limit", n)
+	}
+}
+
 // Unlimited sessions cost nothing, and limited ones little.
 func BenchmarkLimits(b *testing.B) {
 	for name, l := range map[string]Limits{"none": {}, "all": {RequestsPerSecond: 1e12, BytesPerSecond: 1 << 50, InFlight: 1 << 30}} {
@@ -235,7 +295,7 @@ func BenchmarkLimits(b *testing.B) {
 			b.Run(fmt.Sprintf("%s/shared=%v", name, shared), func(b *testing.B) {
 				s := newSessionLimits(l, time.Now)
 				if shared {
-					s.share()
+					share(s)
 				}
 				b.ReportAllocs()
 				var l lease

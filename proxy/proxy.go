@@ -37,6 +37,9 @@ type Config struct {
 	Log       *slog.Logger // nil = slog.Default()
 	Telemetry *Telemetry   // nil = none
 
+	// Previous is the Proxy that this one takes the place of: what sessions used of their limits goes on. nil = none.
+	Previous *Proxy
+
 	TraceKeys     bool // spans tell object keys
 	TraceSubjects bool // spans tell subject and session
 
@@ -106,12 +109,15 @@ func New(c Config) (*Proxy, error) {
 			return nil, fmt.Errorf("proxy: %w", err)
 		}
 	}
-	return &Proxy{
-		Config:     c,
-		addressing: s3wire.Addressing{Domains: c.Domains},
-		sessions:   newSessionLimits(c.Limits, c.Now),
-		calls:      newCalls(c.Limits.IdleTimeout),
-	}, nil
+	p := &Proxy{Config: c, addressing: s3wire.Addressing{Domains: c.Domains}, calls: newCalls(c.Limits.IdleTimeout)}
+	if c.Previous == nil {
+		p.sessions = newSessionLimits(c.Limits, c.Now)
+	} else {
+		p.sessions = c.Previous.sessions
+		p.sessions.configure(c.Limits)
+		p.Previous = nil // or else none would ever be let go
+	}
+	return p, nil
 }
 
 // compile makes the backends' globs ready.

@@ -22,7 +22,7 @@ import (
 )
 
 // parts is all that one configuration makes. A reload makes new ones and keeps what must outlive it: the audit
-// log, the revocations and the issuers' keys.
+// log, the revocations, the issuers' keys and what sessions used of their limits.
 type parts struct {
 	config  *Config
 	auth    *identity.Authenticator
@@ -70,7 +70,9 @@ func build(ctx context.Context, c *Config, keep lasting, previous *parts) (_ *pa
 	for _, b := range c.Backends {
 		auth.CarryToken = auth.CarryToken || b.Credentials.WebIdentity != nil
 	}
+	var before *proxy.Proxy
 	if previous != nil {
+		before = previous.proxy
 		auth.Previous = previous.auth
 		if previous.config.Revocation == c.Revocation {
 			auth.Revocations = previous.auth.Revocations()
@@ -117,13 +119,14 @@ func build(ctx context.Context, c *Config, keep lasting, previous *parts) (_ *pa
 			IdleTimeout: c.Limits.IdleTimeout, RequestsPerSecond: c.Limits.RequestsPerSecond,
 			BytesPerSecond: c.Limits.BytesPerSecond, InFlight: c.Limits.InFlight,
 		},
-		Log: keep.log, Telemetry: keep.requests,
+		Previous: before,
+		Log:      keep.log, Telemetry: keep.requests,
 		TraceKeys: c.Telemetry.Spans.Keys, TraceSubjects: c.Telemetry.Spans.Subjects,
 	})
 	if err != nil {
 		return nil, err
 	}
-	if err := p.proxy.ShareLimits(ctx, p.auth.Revocations().Channel("limits")); err != nil {
+	if err := p.proxy.ShareLimits(keep.ctx, p.auth.Revocations().Channel("limits")); err != nil {
 		return nil, fmt.Errorf("revocation.store: %w", err)
 	}
 	return p, nil

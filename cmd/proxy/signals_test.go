@@ -166,6 +166,45 @@ func TestReload(t *testing.T) {
 	until(t, "the new audience", func() bool { return status() == 400 })
 }
 
+// What a session used of its limits, and what it has in flight, outlives a reload.
+func TestReloadKeepsLimits(t *testing.T) {
+	r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{"limits.requests_per_second": 0.02, "limits.in_flight": 1}})
+	r.store(t, "web/x", []byte("x"))
+	config, err := os.ReadFile(r.proxy.ConfigFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reloads := 0
+	reload := func(old, new string) {
+		t.Helper()
+		config = bytes.Replace(config, []byte(old), []byte(new), 1)
+		if !bytes.Contains(config, []byte(new)) {
+			t.Fatalf("no %q in\n%s", old, config)
+		}
+		write(t, r.proxy.ConfigFile, string(config))
+		r.proxy.Signal(syscall.SIGHUP)
+		reloads++
+		until(t, "the reload", func() bool { return strings.Count(r.proxy.Log(), "configuration reloaded") == reloads })
+	}
+	if got := r.get(t, "/artifacts/web/x").StatusCode; got != 200 {
+		t.Fatalf("status %d", got)
+	}
+	reload("shutdown_timeout: 10s", "shutdown_timeout: 11s")
+	if got := r.get(t, "/artifacts/web/x").StatusCode; got != 503 {
+		t.Errorf("status %d: a reload gave the session its requests back", got)
+	}
+	reload("requests_per_second: 0.02", "requests_per_second: 1000")
+	until(t, "the new limit", func() bool { return r.get(t, "/artifacts/web/x").StatusCode == 200 })
+	r.store(t, "web/large", make([]byte, 32<<20))
+	until(t, "a place", func() bool { return r.get(t, "/artifacts/web/large").StatusCode == 200 }) // too large for the buffers between
+	for range 2 {
+		if got := r.get(t, "/artifacts/web/x").StatusCode; got != 503 {
+			t.Errorf("status %d: one is in flight, and one may be", got)
+		}
+		reload("shutdown_timeout: 11s", "shutdown_timeout: 12s")
+	}
+}
+
 func TestAdmin(t *testing.T) {
 	token := filepath.Join(t.TempDir(), "token")
 	write(t, token, "let-me-in\n")
