@@ -71,8 +71,8 @@ type call struct {
 
 // Reasons to cut an exchange from outside its goroutine.
 const (
-	cutNot int32 = iota
-	cutIdle
+	cutNot  int32 = iota
+	cutIdle       // neither side has moved a byte
 	cutRevoked
 )
 
@@ -139,18 +139,15 @@ func (c *call) finish() {
 // refuse answers with an error, or breaks the connection off where an answer has begun.
 func (c *call) refuse(err error) {
 	c.blame(err)
+	if c.cutBy.Load() == cutIdle {
+		err = c.silent(err)
+	}
 	e, outcome := translate(err)
-	switch c.cutBy.Load() {
-	case cutRevoked:
+	switch {
+	case c.cutBy.Load() == cutRevoked:
 		e, outcome = &s3wire.Error{Code: "AccessDenied", Message: "this session has been revoked"}, audit.Revoked
-	case cutIdle:
-		if outcome != audit.Refused {
-			e, outcome = &s3wire.Error{Code: "RequestTimeout", Status: http.StatusBadRequest, Message: fmt.Sprintf("no byte was read or written for %s", c.proxy.Limits.IdleTimeout)}, audit.Aborted
-		}
-	default:
-		if c.in.Context().Err() != nil && outcome == audit.Failed {
-			outcome = audit.Aborted // the client is gone
-		}
+	case outcome == audit.Failed && c.clientLeft():
+		outcome = audit.Aborted
 	}
 	c.event.Error = e.Code
 	c.event.Outcome = outcome
@@ -175,6 +172,26 @@ func (c *call) refuse(err error) {
 	}
 	s3wire.WriteError(c.out, c.in, e, c.in.URL.Path, c.event.ID)
 }
+
+// silent tells which side of an exchange that was cut for standing still it was: see cut.
+func (c *call) silent(err error) error {
+	silence := fmt.Errorf("%w for %s", errSilent, c.proxy.Limits.IdleTimeout)
+	_, client := errors.AsType[*clientGone](err)
+	_, sts := errors.AsType[*signer.Error](err)
+	_, outcome := translate(err)
+	switch {
+	case client:
+		return &clientGone{silence}
+	case sts || outcome == audit.Refused || c.out.started():
+		return err
+	}
+	return &backendDown{c.backendName(), silence}
+}
+
+var errSilent = errors.New("no byte was read or written")
+
+// clientLeft tells whether the client hung up.
+func (c *call) clientLeft() bool { return c.in.Context().Err() != nil && c.cutBy.Load() != cutIdle }
 
 // journal makes the event survive the death of the process. Nothing may leave on the request's behalf before it,
 // neither to a backend nor, so that the client and the log agree, to the client.
@@ -346,22 +363,40 @@ func (c *call) pace(n int) error {
 	return c.lease.spend(c.ctx, n)
 }
 
-// cut ends the exchange at once: the backend sees its request broken off, and reads from the client return.
-// It may be called late: neither a round of calls nor a revocation waits for the handler.
+// cut ends the exchange: the backend sees its request broken off, and reads from the client return. It may be called
+// late: neither a round of calls nor a revocation waits for the handler.
+//
+// Where it stands still, those who wait for the client are woken first. If that ends it, the client was to blame; if not,
+// the backend was, and is broken off.
 func (c *call) cut(why int32) {
 	c.ending.Lock()
 	defer c.ending.Unlock()
 	if c.ended || !c.cutBy.CompareAndSwap(cutNot, why) {
 		return
 	}
-	c.scope.End()
 	control := http.NewResponseController(c.out.ResponseWriter)
 	past := time.Unix(1, 0)
 	_ = control.SetReadDeadline(past)
 	if c.out.begun.Load() {
 		_ = control.SetWriteDeadline(past)
 	}
+	if why == cutIdle {
+		time.AfterFunc(cutGrace, c.breakOff)
+		return
+	}
+	c.scope.End()
 }
+
+func (c *call) breakOff() {
+	c.ending.Lock()
+	defer c.ending.Unlock()
+	if !c.ended {
+		c.scope.End()
+	}
+}
+
+// cutGrace is what a read or write that was woken takes to return, and more.
+const cutGrace = 200 * time.Millisecond
 
 // body is what the client sends, counted.
 func (c *call) body() io.Reader {

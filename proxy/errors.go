@@ -75,7 +75,7 @@ func translate(err error) (*s3wire.Error, audit.Outcome) {
 	case errors.As(err, &sign):
 		return signerError(sign)
 	case errors.As(err, &gone):
-		return &s3wire.Error{Code: "RequestTimeout", Message: "the connection ended before the request did"}, audit.Aborted
+		return &s3wire.Error{Code: "RequestTimeout", Message: goneMessage(gone)}, audit.Aborted
 	case errors.As(err, &broken):
 		return &s3wire.Error{Code: "InternalError", Message: "the storage behind this proxy broke its answer off; retry"}, audit.Aborted
 	case errors.As(err, &down):
@@ -106,6 +106,13 @@ func malformed(target string, status int) error {
 		}
 	}
 	return &s3wire.Error{Code: "InvalidRequest", Message: "the request is not well-formed HTTP/1.1: check the request line, that Host and Content-Length come once, and that every header is one line"}
+}
+
+func goneMessage(e *clientGone) string {
+	if errors.Is(e, errSilent) {
+		return e.err.Error() + ": the client was slower than that with its request, or with reading the answer"
+	}
+	return "the connection ended before the request did"
 }
 
 // retryAfter is how long a client should wait before it tries again; 0 = it need not.

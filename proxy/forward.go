@@ -159,7 +159,7 @@ func (c *call) sendError(b *Backend, err error) error {
 			return bad // the client left, or its body was not what it said
 		}
 	}
-	if c.in.Context().Err() != nil {
+	if c.clientLeft() {
 		return &clientGone{err}
 	}
 	return &backendDown{b.Name, err}
@@ -222,7 +222,7 @@ func (c *call) cutShort(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case c.in.Context().Err() != nil:
+	case c.clientLeft():
 		return &clientGone{err}
 	}
 	return &backendCut{c.backendName(), err}

@@ -122,8 +122,8 @@ func (w *World) ProxyConfig(o ProxyOptions) (string, error) {
 
 // The environment variables of the proxy that hold Root, for credentials of kind static.
 const (
-	rootIDVariable     = "SLUICE_WORLD_ROOT_ID"
-	rootSecretVariable = "SLUICE_WORLD_ROOT_SECRET"
+	RootIDVariable     = "SLUICE_WORLD_ROOT_ID"
+	RootSecretVariable = "SLUICE_WORLD_ROOT_SECRET"
 )
 
 func (w *World) proxyCredentials(kind string) (map[string]any, error) {
@@ -143,8 +143,8 @@ func (w *World) proxyCredentials(kind string) (map[string]any, error) {
 		}}, nil
 	case "static":
 		return map[string]any{"static": map[string]any{
-			"access_key_id_env":     rootIDVariable,
-			"secret_access_key_env": rootSecretVariable,
+			"access_key_id_env":     RootIDVariable,
+			"secret_access_key_env": RootSecretVariable,
 		}}, nil
 	}
 	return nil, fmt.Errorf("world: no credentials of kind %q", kind)
@@ -289,8 +289,8 @@ func (w *World) ProxyEnv() []string {
 		"AWS_EC2_METADATA_DISABLED=true",
 		"AWS_CONFIG_FILE="+os.DevNull,
 		"AWS_SHARED_CREDENTIALS_FILE="+os.DevNull,
-		rootIDVariable+"="+w.Root.AccessKeyID,
-		rootSecretVariable+"="+w.Root.SecretAccessKey,
+		RootIDVariable+"="+w.Root.AccessKeyID,
+		RootSecretVariable+"="+w.Root.SecretAccessKey,
 	)
 }
 

@@ -277,7 +277,8 @@ func (r *request) finish() int {
 	b := &r.body
 	switch {
 	case b.failure != nil:
-		if errors.Is(b.failure, errMalformed) || errors.Is(b.failure, os.ErrDeadlineExceeded) {
+		// errLost: what took the body failed, and the client may be sending still.
+		if errors.Is(b.failure, errMalformed) || errors.Is(b.failure, os.ErrDeadlineExceeded) || errors.Is(b.failure, errLost) {
 			return bodyLeft
 		}
 		return bodyGone
