@@ -42,7 +42,7 @@ func (c *call) settle(err error) {
 // relayFiltered passes a listing on without the entries that the caller may not read. A page is judged whole before
 // any of it is sent.
 func (c *call) relayFiltered(answer *http.Response) error {
-	copyHeader(c.out.Header(), answer.Header)
+	c.passHeader(answer.Header)
 	c.out.Header().Del("Content-Length")
 	if c.in.Method == http.MethodHead {
 		c.out.WriteHeader(http.StatusOK)
@@ -61,7 +61,9 @@ func (c *call) relayFiltered(answer *http.Response) error {
 	}
 	if !c.out.started() {
 		for name := range answer.Header {
-			c.out.Header().Del(name) // they were the page's
+			if name != "X-Sluice-Request-Id" {
+				c.out.Header().Del(name) // they were the page's
+			}
 		}
 	}
 	return &backendDown{c.backendName(), err}
@@ -167,8 +169,7 @@ func (c *call) sendError(b *Backend, err error) error {
 
 // relay passes the backend's answer on. It returns an error where the body could not be passed on whole.
 func (c *call) relay(answer *http.Response) error {
-	header := c.out.Header()
-	copyHeader(header, answer.Header)
+	header := c.passHeader(answer.Header)
 	if answer.StatusCode >= 300 && answer.StatusCode < 400 {
 		// A client that follows it would take its token to a host we do not know.
 		header.Del("Location")
@@ -271,23 +272,37 @@ func (c *call) peekCode(body io.Reader) io.Reader {
 	return io.MultiReader(strings.NewReader(string(head)), body)
 }
 
-// copyHeader copies an answer's end-to-end headers.
-func copyHeader(to, from http.Header) {
-	named := from.Values("Connection")
+// passHeader has the answer to the client take the end-to-end headers of the backend's, which are its from here on.
+func (c *call) passHeader(from http.Header) http.Header {
+	endToEnd(from)
+	if adopting, ok := c.out.ResponseWriter.(interface{ Adopt(http.Header) }); ok {
+		adopting.Adopt(from)
+		return c.out.Header()
+	}
+	to := c.out.Header()
 	for name, values := range from {
-		switch name {
-		case "Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "X-Sluice-Request-Id":
-			continue
-		}
-		if len(named) > 0 && listed(named, name) {
-			continue
-		}
 		to[name] = values
 	}
-	if e := to["Content-Encoding"]; len(e) > 0 && strings.Contains(strings.ToLower(e[0]), "aws-chunked") {
-		dropFraming(to)
+	return to
+}
+
+// endToEnd takes out of a backend's answer what was between it and us, and what Sluice alone may say.
+func endToEnd(h http.Header) {
+	named := h["Connection"]
+	for name, values := range h {
+		switch name {
+		case "Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "X-Sluice-Request-Id":
+			delete(h, name)
+		case "Content-Encoding":
+			if len(values) > 0 && strings.Contains(strings.ToLower(values[0]), "aws-chunked") {
+				dropFraming(h)
+			}
+		}
+		if len(named) > 0 && listed(named, name) {
+			delete(h, name)
+		}
 	}
-	lowerMetadata(to)
+	lowerMetadata(h)
 }
 
 // dropFraming takes aws-chunked out of an answer's Content-Encoding. It is how an upload came, and S3 keeps the rest alone;

@@ -197,47 +197,49 @@ func (s *Signer) Roles() []string {
 // Authorization, whatever they were. It spells the URL the way S3 signs it, so req.URL MUST NOT be shared between
 // requests. It waits for STS where no credentials are at hand, and no longer than ctx. Errors are *Error.
 func (s *Signer) Sign(ctx context.Context, req *http.Request, payloadHash string, as As) error {
-	c, err := s.credentials(ctx, as)
+	c, now, err := s.credentials(ctx, as)
 	if err != nil {
 		return err
 	}
-	if err := sign(req, payloadHash, c, s.region, s.now()); err != nil {
+	if err := sign(req, payloadHash, c, s.region, now); err != nil {
 		return &Error{Kind: Denied, Err: err, Message: "the request cannot be signed: " + err.Error(), Hint: "this is a defect of Sluice: please report it"}
 	}
 	return nil
 }
 
-func (s *Signer) credentials(ctx context.Context, as As) (*credentials, *Error) {
+// credentials are those to sign with, and the time it was then.
+func (s *Signer) credentials(ctx context.Context, as As) (*credentials, time.Time, *Error) {
+	now := s.now()
 	role, err := s.role(as)
 	if err != nil {
-		return nil, err
+		return nil, now, err
 	}
 	p := as.Principal
 	if p == nil {
-		return nil, &Error{Kind: Denied, Message: "there is no identity to sign for", Hint: "this is a defect of Sluice: please report it"}
+		return nil, now, &Error{Kind: Denied, Message: "there is no identity to sign for", Hint: "this is a defect of Sluice: please report it"}
 	}
-	if !s.now().Before(p.Expires) {
-		return nil, errIdentityExpired
+	if !now.Before(p.Expires) {
+		return nil, now, errIdentityExpired
 	}
 	if s.fixed != nil {
-		return s.fixed, nil
+		return s.fixed, now, nil
 	}
 
 	var o order
 	if s.roles != nil {
 		if o, err = s.order(p, role, as.SessionPolicy); err != nil {
-			return nil, err
+			return nil, now, err
 		}
 	}
 	o.expires = p.Expires
 	c, err := s.cache.get(ctx, &o)
 	if err != nil {
-		return nil, err
+		return nil, now, err
 	}
-	if !s.now().Before(p.Expires) { // it may have been a long wait
-		return nil, errIdentityExpired
+	if now = s.now(); !now.Before(p.Expires) { // it may have been a long wait
+		return nil, now, errIdentityExpired
 	}
-	return c, nil
+	return c, now, nil
 }
 
 // order is what to ask for on a principal's behalf.

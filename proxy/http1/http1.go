@@ -7,6 +7,7 @@
 package http1
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"net"
@@ -104,10 +105,12 @@ func (b *reader) shrink() {
 // take a lone LF for a line's end, and a lone CR for one too. What is returned is good until the next read.
 func (b *reader) head() ([]byte, error) {
 	for seen := 0; ; {
-		for at := b.r + seen; at < b.w; at++ {
-			if b.buf[at] != '\n' {
-				continue
+		for at := b.r + seen; ; at++ {
+			next := bytes.IndexByte(b.buf[at:b.w], '\n')
+			if next < 0 {
+				break
 			}
+			at += next
 			if at == b.r || b.buf[at-1] != '\r' {
 				return nil, errMalformed
 			}

@@ -14,7 +14,8 @@ import (
 type response struct {
 	conn    *conn
 	header  http.Header
-	out     []byte // the head, and what follows it, until it is sent
+	own     http.Header // used again and again, where none is adopted
+	out     []byte      // the head, and what follows it, until it is sent
 	status  int
 	length  int64 // of the body as declared; -1 = not
 	sent    int64 // of the body
@@ -34,16 +35,26 @@ const outBuffer = 16 << 10 // more than this and a write is worth its own call
 
 func (w *response) init(c *conn) {
 	w.conn = c
-	w.header = make(http.Header, 16)
+	w.own = make(http.Header)
 }
 
 func (w *response) reset() {
-	clear(w.header)
+	clear(w.own)
+	w.header = w.own
 	w.out, w.status, w.length, w.sent, w.failure = w.out[:0], 0, -1, 0, nil
 	w.nobody, w.chunked, w.closing, w.headed, w.begun = false, false, false, false, false
 }
 
 func (w *response) Header() http.Header { return w.header }
+
+// Adopt makes h the answer's header, with what was set of it before: what passes an answer on has its header already, in
+// a map of its own. h is the answer's from here on.
+func (w *response) Adopt(h http.Header) {
+	for name, values := range w.header {
+		h[name] = values
+	}
+	w.header = h
+}
 
 // WriteHeader fixes the status and the header. 1xx are sent at once.
 func (w *response) WriteHeader(status int) {

@@ -32,11 +32,11 @@ type Transport struct {
 	// 100-continue [1 s]; then it is sent.
 	ContinueTimeout time.Duration
 
-	mu     sync.Mutex // guards idle and count
+	mu     sync.Mutex // guards what follows
 	idle   map[string][]*link
 	count  int
-	sweep  *time.Timer
-	closed bool
+	sweeps uint64      // done: the clock that links are told the time by
+	sweep  *time.Timer // to come; nil = none is, as there is nothing idle
 }
 
 // link is a connection to a backend. It is one exchange's at a time.
@@ -49,8 +49,8 @@ type link struct {
 	in        reader
 	out       []byte
 	reused    bool
-	since     time.Time // idle since
-	watch     watch     // of the end of the scope of its exchange
+	since     uint64 // idle since so many sweeps
+	watch     watch  // of the end of the scope of its exchange
 }
 
 // scopeEnded breaks the exchange off.
@@ -131,25 +131,19 @@ func replayable(r *http.Request) bool {
 
 // get takes the connection that was used last, as it is the likeliest to be open still, or makes one.
 func (t *Transport) get(ctx context.Context, host string) (*link, error) {
-	oldest := time.Now().Add(-t.idleTimeout())
-	for {
-		t.mu.Lock()
-		stack := t.idle[host]
-		if len(stack) == 0 {
-			t.mu.Unlock()
-			return t.dial(ctx, host)
-		}
-		l := stack[len(stack)-1]
-		stack[len(stack)-1] = nil
-		t.idle[host] = stack[:len(stack)-1]
-		t.count--
+	t.mu.Lock()
+	stack := t.idle[host]
+	if len(stack) == 0 {
 		t.mu.Unlock()
-		if l.since.After(oldest) {
-			l.reused = true
-			return l, nil
-		}
-		l.conn.Close()
+		return t.dial(ctx, host)
 	}
+	l := stack[len(stack)-1]
+	stack[len(stack)-1] = nil
+	t.idle[host] = stack[:len(stack)-1]
+	t.count--
+	t.mu.Unlock()
+	l.reused = true
+	return l, nil
 }
 
 func (t *Transport) dial(ctx context.Context, host string) (*link, error) {
@@ -197,32 +191,35 @@ func (t *Transport) put(l *link) {
 	if most == 0 {
 		most = 1024
 	}
-	l.since = time.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.closed || t.count >= most || l.stream == nil {
+	if t.count >= most || l.stream == nil {
 		l.conn.Close()
 		return
 	}
 	if t.idle == nil {
 		t.idle = map[string][]*link{}
 	}
+	l.since = t.sweeps
 	t.idle[l.host] = append(t.idle[l.host], l)
 	t.count++
 	if t.sweep == nil {
-		t.sweep = time.AfterFunc(t.idleTimeout(), t.closeOld)
+		t.sweep = time.AfterFunc(t.idleTimeout()/oldSweeps, t.closeOld)
 	}
 }
 
+// oldSweeps is how many sweeps a connection may be idle for. Where many come and go, none needs to look at the clock.
+const oldSweeps = 4
+
 // closeOld closes what has been idle for too long.
 func (t *Transport) closeOld() {
-	oldest := time.Now().Add(-t.idleTimeout())
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.sweeps++
 	t.sweep = nil
 	for host, stack := range t.idle {
 		old := 0
-		for old < len(stack) && !stack[old].since.After(oldest) {
+		for old < len(stack) && t.sweeps-stack[old].since >= oldSweeps {
 			stack[old].conn.Close()
 			old++
 		}
@@ -235,8 +232,8 @@ func (t *Transport) closeOld() {
 		clear(stack[len(stack)-old:])
 		t.idle[host] = stack[:len(stack)-old]
 	}
-	if t.count > 0 && !t.closed {
-		t.sweep = time.AfterFunc(t.idleTimeout()/2, t.closeOld)
+	if t.count > 0 {
+		t.sweep = time.AfterFunc(t.idleTimeout()/oldSweeps, t.closeOld)
 	}
 }
 
