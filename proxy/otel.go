@@ -245,15 +245,23 @@ func (c *call) describe(span trace.Span) {
 }
 
 // startSpan continues the caller's trace, or begins one. Of the caller's context only the trace and the parent are
-// taken: tracestate is text that anybody may make up, and would go on to backends.
+// taken: tracestate is text that anybody may make up, and would go on to backends. Where nothing is traced here, the event
+// still tells the caller's trace.
 func (c *call) startSpan() {
 	t := c.proxy.Telemetry
 	t.inFlight.Add(1)
+	var from trace.SpanContext
+	if len(c.in.Header["Traceparent"]) == 1 {
+		from = trace.SpanContextFromContext(t.propagator.Extract(context.Background(), propagation.HeaderCarrier(c.in.Header)))
+	}
 	if t.tracer == nil {
+		if from.IsValid() {
+			c.event.TraceID = from.TraceID().String()
+		}
 		return
 	}
 	ctx := c.ctx
-	if from := trace.SpanContextFromContext(t.propagator.Extract(context.Background(), propagation.HeaderCarrier(c.in.Header))); from.IsValid() {
+	if from.IsValid() {
 		ctx = trace.ContextWithRemoteSpanContext(ctx, from.WithTraceState(trace.TraceState{}))
 	}
 	ctx, span := t.tracer.Start(ctx, "S3", trace.WithSpanKind(trace.SpanKindServer), trace.WithTimestamp(c.start))

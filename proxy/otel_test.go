@@ -125,7 +125,9 @@ func TestTraceContextStopsHere(t *testing.T) {
 			request.Header.Set("Traceparent", remoteParent)
 			request.Header.Set("Baggage", "a=b")
 			r.do(request)
-			r.event()
+			if e := r.event(); e.TraceID != "0af7651916cd43dd8448eb211c80319c" {
+				t.Errorf("the event's trace is %q", e.TraceID)
+			}
 			for _, h := range []string{"Traceparent", "Tracestate", "Baggage"} {
 				if sent := r.backend.Last().Header.Get(h); sent != "" {
 					t.Errorf("the backend got %s %q", h, sent)
