@@ -28,7 +28,7 @@ type Config struct {
 	// and count what is lost.
 	OnFailure string `yaml:"on_failure"`
 
-	// InFlight is how many events may be open or waiting for the disk at once [4096]; limits.max_in_flight.
+	// InFlight is how many events may be open or waiting for the disk at once [4096].
 	InFlight int `yaml:"-"`
 	// Logger is told what an operator should know [discarded].
 	Logger *slog.Logger `yaml:"-"`

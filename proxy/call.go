@@ -48,6 +48,7 @@ type call struct {
 	scope    http1.Scope
 	transfer identity.Transfer // in the list of those that a revocation cuts
 	place    place             // in the list of calls
+	among    int64             // requests in flight when this one came, and it
 
 	// What the call makes on its way, in one piece with it: each would be an allocation of its own.
 	room struct {
@@ -94,6 +95,7 @@ func newCall(p *Proxy, w http.ResponseWriter, r *http.Request, record *audit.Rec
 	c.event.Decision.PolicyRevision = p.Policy.Revision() // until policy is asked: the one it would have been asked of
 	c.out.Header().Set("X-Sluice-Request-Id", c.event.ID)
 	c.out.progress = &c.progress
+	c.among = p.Telemetry.inFlight.Add(1)
 	c.startSpan()
 	p.calls.enter(c)
 	return c

@@ -7,7 +7,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/proxy"
 	"github.com/sluice-s3/sluice/proxy/s3test"
 )
@@ -233,5 +235,53 @@ func TestRefusedKeysTellTheirBucket(t *testing.T) {
 			t.Errorf("%.20s: %s %s", key, response.Status, body)
 		}
 		check(t, r.event(), map[string]any{"outcome": "refused", "bucket": "artifacts", "key": ""})
+	}
+}
+
+// Over the limit of requests in flight nobody is served, and still every request has its event. A limit counts requests
+// that are being served, not events that wait to be written.
+func TestMaxInFlightIsOfRequests(t *testing.T) {
+	const most = 2
+	r := newRig(t, rigOptions{
+		configure: func(c *proxy.Config) { c.Limits.MaxInFlight = most },
+		audit:     func(c *audit.Config) { c.InFlight = most + proxy.Spare(most) },
+	})
+	hold := make(chan struct{})
+	r.backend.Handle(func(w http.ResponseWriter, q *s3test.Request) { <-hold })
+	done := make(chan struct{})
+	for range most {
+		request := r.request("GET", "/artifacts/web/k", nil)
+		go func() {
+			if response, err := noRedirects.Do(request); err == nil {
+				response.Body.Close()
+			}
+			done <- struct{}{}
+		}()
+	}
+	for len(r.backend.Requests()) < most {
+		time.Sleep(time.Millisecond)
+	}
+	for range 3 {
+		response, body := r.do(r.request("GET", "/artifacts/web/k", nil))
+		e := r.event()
+		if response.StatusCode != 503 || !strings.Contains(body, "<Code>SlowDown</Code>") || response.Header.Get("Retry-After") == "" || response.Header.Get("X-Sluice-Request-Id") != e.ID {
+			t.Errorf("%s %v %s", response.Status, response.Header, body)
+		}
+		check(t, e, map[string]any{"outcome": "refused", "error": "SlowDown", "status": 503})
+	}
+	close(hold)
+	for range most {
+		<-done
+	}
+	r.events(most)
+	// One after the other, as fast as they go: the lines of those before may well not be written yet.
+	for range 200 {
+		if response, body := r.do(r.request("GET", "/artifacts/web/k", nil)); response.StatusCode != 200 {
+			t.Fatalf("%s %s", response.Status, body)
+		}
+	}
+	r.events(200)
+	if n := len(r.backend.Requests()); n != most+200 {
+		t.Errorf("%d requests reached the backend", n)
 	}
 }

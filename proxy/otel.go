@@ -30,6 +30,7 @@ const (
 	MetricDecisions  = "sluice.policy.decisions"   // by result, and whether the shadow differs
 	MetricInFlight   = "sluice.requests.in_flight"
 	MetricUnrecorded = "sluice.requests.unrecorded" // refused for want of room in the audit log
+	MetricCrowded    = "sluice.requests.crowded"    // refused because there were Limits.MaxInFlight others
 	MetricLimited    = "sluice.requests.limited"    // refused because their session was over its limits
 )
 
@@ -41,7 +42,7 @@ type Telemetry struct {
 
 	duration, toFirstByte metric.Float64Histogram // these have exemplars
 
-	inFlight, bytesIn, bytesOut, unrecorded, limited atomic.Int64
+	inFlight, bytesIn, bytesOut, unrecorded, crowded, limited atomic.Int64
 
 	// What it and the exporters hold is bounded by the table of operations and by the configuration: nothing that a
 	// caller can make up is ever a label.
@@ -113,7 +114,7 @@ func NewTelemetry(meter metric.Meter, tracer trace.Tracer) (*Telemetry, error) {
 		requests: map[requestKind]*counted{}, decisions: map[decisionKind]*counted{},
 	}
 	buckets := metric.WithExplicitBucketBoundaries(.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300)
-	var errs [9]error
+	var errs [10]error
 	t.duration, errs[0] = meter.Float64Histogram(MetricDuration, metric.WithDescription("Time from a request's first to its last byte."), inSeconds, buckets)
 	t.toFirstByte, errs[1] = meter.Float64Histogram(MetricFirstByte, metric.WithDescription("Time until the backend's answer began."), inSeconds, buckets)
 	requests, err := meter.Int64ObservableCounter(MetricRequests, metric.WithDescription("Requests on the S3 listener."), metric.WithUnit("{request}"))
@@ -128,9 +129,11 @@ func NewTelemetry(meter metric.Meter, tracer trace.Tracer) (*Telemetry, error) {
 	errs[6] = err
 	inFlight, err := meter.Int64ObservableUpDownCounter(MetricInFlight, metric.WithDescription("Requests being served."), metric.WithUnit("{request}"))
 	errs[7] = err
+	crowded, err := meter.Int64ObservableCounter(MetricCrowded, metric.WithDescription("Requests refused because as many as may be were in flight."), metric.WithUnit("{request}"))
+	errs[8] = err
 	in := metric.WithAttributeSet(attribute.NewSet(attribute.String("direction", "in")))
 	out := metric.WithAttributeSet(attribute.NewSet(attribute.String("direction", "out")))
-	_, errs[8] = meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+	_, errs[9] = meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
 		t.mu.RLock()
 		defer t.mu.RUnlock()
 		for _, c := range t.requests {
@@ -142,10 +145,11 @@ func NewTelemetry(meter metric.Meter, tracer trace.Tracer) (*Telemetry, error) {
 		o.ObserveInt64(bytes, t.bytesIn.Load(), in)
 		o.ObserveInt64(bytes, t.bytesOut.Load(), out)
 		o.ObserveInt64(unrecorded, t.unrecorded.Load()) // what is alerted on is there before it first happens
+		o.ObserveInt64(crowded, t.crowded.Load())
 		o.ObserveInt64(limited, t.limited.Load())
 		o.ObserveInt64(inFlight, t.inFlight.Load())
 		return nil
-	}, requests, decisions, bytes, unrecorded, limited, inFlight)
+	}, requests, decisions, bytes, unrecorded, crowded, limited, inFlight)
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, fmt.Errorf("make instruments: %w", err)
 	}
@@ -170,7 +174,7 @@ func (t *Telemetry) finished(c *call, took time.Duration) {
 	}
 	t.bytesIn.Add(c.event.BytesIn)
 	t.bytesOut.Add(c.event.BytesOut)
-	if c.event.Outcome == audit.Refused && c.event.Error == "SlowDown" {
+	if c.event.Outcome == audit.Refused && c.event.Error == "SlowDown" && c.proof != nil {
 		t.limited.Add(1)
 	}
 	t.inFlight.Add(-1)
@@ -249,7 +253,6 @@ func (c *call) describe(span trace.Span) {
 // still tells the caller's trace.
 func (c *call) startSpan() {
 	t := c.proxy.Telemetry
-	t.inFlight.Add(1)
 	var from trace.SpanContext
 	if len(c.in.Header["Traceparent"]) == 1 {
 		from = trace.SpanContextFromContext(t.propagator.Extract(context.Background(), propagation.HeaderCarrier(c.in.Header)))

@@ -61,13 +61,20 @@ type Backend struct {
 	globs []*glob.Pattern
 }
 
-// Limits of the S3 listener. The number of requests in flight is the audit log's: see audit.Log.Begin.
+// Limits of the S3 listener.
 type Limits struct {
+	// MaxInFlight bounds the requests that are served at once, over all reloads; 0 = by the audit log alone. The log should
+	// have room for some more: see Spare.
+	MaxInFlight       int
 	IdleTimeout       time.Duration // no byte either way; 0 = 60 s
 	RequestsPerSecond float64       // these three for each session; 0 = none
 	BytesPerSecond    int64
 	InFlight          int
 }
+
+// Spare is how many events the audit log should have room for beyond maxInFlight: those of requests that are refused for
+// their number, and those that are served and not yet written.
+func Spare(maxInFlight int) int { return min(64+maxInFlight/4, 1024) }
 
 // Proxy is the S3 listener's http.Handler.
 type Proxy struct {
@@ -152,11 +159,16 @@ func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, serve func(*call)
 		// Nothing has been done and nothing can be recorded: the one answer without an event.
 		p.Telemetry.unrecorded.Add(1)
 		w.Header().Set("Retry-After", "1")
-		s3wire.WriteError(w, r, &s3wire.Error{Code: "SlowDown", Message: "the proxy is at its limit of requests in flight, or cannot record another; retry soon"}, r.URL.Path, "")
+		s3wire.WriteError(w, r, &s3wire.Error{Code: "SlowDown", Message: "the proxy cannot record another request at the moment, so it was not served; retry soon"}, r.URL.Path, "")
 		return
 	}
 	c := newCall(p, w, r, record, start)
 	defer c.finish()
+	if most := int64(p.Limits.MaxInFlight); most > 0 && c.among > most {
+		p.Telemetry.crowded.Add(1)
+		c.refuse(&slowDown{message: fmt.Sprintf("the proxy has %d requests in flight, its limit; retry soon", most), retryAfter: time.Second})
+		return
+	}
 	serve(c)
 }
 

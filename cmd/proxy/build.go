@@ -116,7 +116,7 @@ func build(ctx context.Context, c *Config, keep lasting, previous *parts) (_ *pa
 		Auth: p.auth, Policy: p.policy, Audit: keep.audit, Backends: backends,
 		Domains: c.Listen.Domains, TrustedProxies: trusted,
 		Limits: proxy.Limits{
-			IdleTimeout: c.Limits.IdleTimeout, RequestsPerSecond: c.Limits.RequestsPerSecond,
+			MaxInFlight: c.Limits.MaxInFlight, IdleTimeout: c.Limits.IdleTimeout, RequestsPerSecond: c.Limits.RequestsPerSecond,
 			BytesPerSecond: c.Limits.BytesPerSecond, InFlight: c.Limits.InFlight,
 		},
 		Previous: before,

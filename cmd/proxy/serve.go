@@ -95,7 +95,7 @@ func start(file string, c *Config) (_ *server, err error) {
 	s.log = newLogger(c.Log, os.Stderr, s.telemetry)
 
 	recording := c.Audit
-	recording.InFlight, recording.Logger = c.Limits.MaxInFlight, s.log
+	recording.InFlight, recording.Logger = c.Limits.MaxInFlight+proxy.Spare(c.Limits.MaxInFlight), s.log
 	log, err := audit.Open(ctx, recording)
 	if err != nil {
 		return nil, fmt.Errorf("audit: %w", err)
