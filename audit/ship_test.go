@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -379,6 +380,82 @@ func TestShippedAtLeastOnceInOrderOverOutages(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAnHourWithoutTheFarEnd lives through the hour in seconds: the clock is synctest's.
+func TestAnHourWithoutTheFarEnd(t *testing.T) {
+	const minutes, perMinute = 60, 600
+	var mu sync.Mutex
+	var got []string
+	there := false
+	far := startHTTP(t, func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		w.Header().Set("Connection", "close") // the clock stands while somebody reads from the network
+		if !there {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		for line := range strings.Lines(string(readBody(t, r))) {
+			var ev audit.Event
+			if err := json.Unmarshal([]byte(line), &ev); err != nil {
+				t.Error(err)
+			}
+			got = append(got, ev.ID)
+		}
+	})
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		log, _ := open(t, audit.Config{
+			File: &audit.File{Path: filepath.Join(dir, "audit.jsonl"), MaxSize: 512 << 10, Keep: 1},
+			Ship: []audit.Ship{{Webhook: &ship.Webhook{URL: "http://" + far.address}}},
+		})
+		var want []string
+		for range minutes {
+			for range perMinute {
+				began := time.Now()
+				r := begin(t, log)
+				r.Event.Outcome = audit.Completed
+				if err := r.Journal(); err != nil {
+					t.Fatal(err)
+				}
+				r.Commit()
+				want = append(want, r.Event.ID)
+				if took := time.Since(began); took > 0 {
+					t.Fatalf("a request waited for %s", took)
+				}
+			}
+			time.Sleep(time.Minute)
+		}
+		s := log.Stats()
+		if end := s.Ship[0]; end.Lag != minutes*perMinute || end.Behind < 59*time.Minute || end.Err == nil || end.Failures < 60 || end.Failures > 200 {
+			t.Errorf("after an hour without the far end: %+v", end)
+		}
+		if s.Refused+s.Dropped > 0 || s.Files.Held < 10 {
+			t.Errorf("after an hour without the far end: %+v", s)
+		}
+		mu.Lock()
+		there = true
+		mu.Unlock()
+		back := time.Now()
+		for log.Stats().Ship[0].Lag > 0 && time.Since(back) < time.Hour {
+			time.Sleep(time.Second)
+		}
+		t.Logf("%d tries in the hour; it had all of %d events %s after it was back", s.Ship[0].Failures, len(want), time.Since(back))
+		if took := time.Since(back); took > time.Minute {
+			t.Errorf("the far end is there again, and has all after %s", took)
+		}
+		time.Sleep(time.Minute)
+		if f := log.Stats().Files; f.Held != 0 || f.Rotated != 1 || f.Lost != 0 {
+			t.Errorf("once the far end has all: %+v", f)
+		}
+		closeLog(t, log)
+		mu.Lock()
+		defer mu.Unlock()
+		if !slices.Equal(got, want) {
+			t.Errorf("the far end has %d events of %d, or in another order", len(got), len(want))
+		}
+	})
 }
 
 func TestFormatsAreShipped(t *testing.T) {
