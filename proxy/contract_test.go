@@ -56,7 +56,7 @@ func TestEveryOwnAnswerLeadsToItsEvent(t *testing.T) {
 		"exchange, unknown":      {post("/", assumeForm(r, url.Values{"Action": {"AssumeRole"}})), 400, "STS", "InvalidAction"},
 		"caller, unsigned":       {post("/", url.Values{"Action": {"GetCallerIdentity"}, "Version": {"2011-06-15"}}), 403, "GetCallerIdentity", "MissingAuthenticationToken"},
 		"container":              {r.request("GET", "/-/credentials", nil), 200, "GetContainerCredentials", ""},
-		"container, no token":    {bare("GET", "/-/credentials"), 400, "GetContainerCredentials", "InvalidIdentityToken"},
+		"container, no token":    {bare("GET", "/-/credentials"), 403, "GetContainerCredentials", "AccessDenied"},
 		"container, POST":        {post("/-/credentials", nil), 405, "GetContainerCredentials", "MethodNotAllowed"},
 		"logout":                 {post("/-/logout", url.Values{"logout_token": {"x"}}), 400, "BackChannelLogout", "InvalidToken"},
 		"no such door":           {r.request("GET", "/-/x", nil), 404, "", "InvalidRequest"},

@@ -170,6 +170,10 @@ func (c *call) containerCredentials() {
 		return
 	}
 	values := c.in.Header.Values("Authorization")
+	if len(values) == 0 {
+		refuse(&stsError{"AccessDenied", "no credentials: send the workspace's OIDC token as Authorization (AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE)"})
+		return
+	}
 	if len(values) != 1 || c.in.Header.Get("X-Amz-Security-Token") != "" || c.in.URL.RawQuery != "" {
 		refuse(&stsError{"InvalidIdentityToken", "send the workspace's OIDC token as the one Authorization header (AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE), and no query"})
 		return

@@ -171,26 +171,36 @@ func (c *Static) values() [3]staticValue {
 	}
 }
 
-// read takes the values from where they are named. Its error has everything that is wrong and no value.
-func (c *Static) read() (*credentials, error) {
+// FieldError is what is wrong with one key of a Config, as New finds it.
+type FieldError struct {
+	Path string // below credentials
+	Text string
+}
+
+func (e *FieldError) Error() string { return e.Path + ": " + e.Text }
+
+// read takes the values from where they are named; path is where c is in the Config. Its error joins a *FieldError for
+// everything that is wrong, and has no value.
+func (c *Static) read(path string) (*credentials, error) {
 	var got [3]string
 	var problems []error
+	report := func(name, text string) { problems = append(problems, &FieldError{path + "." + name, text}) }
 	for i, v := range c.values() {
 		switch {
 		case v.env != "":
 			if got[i] = strings.TrimSpace(os.Getenv(v.env)); got[i] == "" {
-				problems = append(problems, fmt.Errorf("%s_env: environment variable %s is not set", v.name, v.env))
+				report(v.name+"_env", "environment variable "+v.env+" is not set")
 			}
 		case v.file != "":
 			b, err := os.ReadFile(v.file)
 			if err != nil {
-				problems = append(problems, fmt.Errorf("%s_file: %w", v.name, err))
+				report(v.name+"_file", err.Error())
 			} else if got[i] = strings.TrimSpace(string(b)); got[i] == "" {
-				problems = append(problems, fmt.Errorf("%s_file: %s is empty", v.name, v.file))
+				report(v.name+"_file", v.file+" is empty")
 			}
 		}
 		if !headerSafe(got[i]) {
-			problems = append(problems, fmt.Errorf("%s: has a space or a character that no credential has", v.name))
+			report(v.name, "has a space or a character that no credential has")
 		}
 	}
 	if err := errors.Join(problems...); err != nil {

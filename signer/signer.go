@@ -90,9 +90,9 @@ func New(ctx context.Context, c Config, o Options) (*Signer, error) {
 	var obtain obtainFunc
 	switch {
 	case c.Static != nil:
-		fixed, err := c.Static.read()
+		fixed, err := c.Static.read("static")
 		if err != nil {
-			return nil, fmt.Errorf("static: %w", err)
+			return nil, err
 		}
 		s.fixed = fixed
 		return s, nil
@@ -110,8 +110,8 @@ func New(ctx context.Context, c Config, o Options) (*Signer, error) {
 		s.roles = newRoles(a.RoleARN, a.AllowedRoles, a.Duration, who)
 		s.sts = &stsSource{region: s.region, endpoint: a.STSEndpoint, externalID: a.ExternalID, chain: chain{region: s.region}}
 		if a.Base != nil {
-			if s.sts.base, err = a.Base.read(); err != nil {
-				return nil, fmt.Errorf("assume_role.base: %w", err)
+			if s.sts.base, err = a.Base.read("assume_role.base"); err != nil {
+				return nil, err
 			}
 		}
 		if s.sts.client, err = newHTTPClient(o.CAFile); err != nil {

@@ -100,7 +100,7 @@ func build(ctx context.Context, c *Config, keep lasting, previous *parts) (_ *pa
 		s := previous.signerOf(b)
 		if s == nil {
 			if s, err = signer.New(keep.ctx, b.Credentials, signer.Options{Region: b.Region, CAFile: b.CAFile, OnRefresh: keep.telemetry.onRefresh(b.Name)}); err != nil {
-				return nil, fmt.Errorf("backends[%d].credentials: %w", i, err)
+				return nil, &ConfigError{Problems: credentialProblems(i, err)}
 			}
 		}
 		p.signers = append(p.signers, s)

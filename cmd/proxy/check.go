@@ -69,7 +69,9 @@ func checkParts(out io.Writer, c *Config) error {
 	for i := range c.Backends {
 		b := &c.Backends[i]
 		if _, err := signer.New(ctx, b.Credentials, signer.Options{Region: b.Region, CAFile: b.CAFile}); err != nil {
-			fmt.Fprintf(out, "backends[%d].credentials: %s\n", i, oneLine(err))
+			for _, p := range credentialProblems(i, err) {
+				fmt.Fprintln(out, p)
+			}
 			failed = &exitError{exitFailed}
 		}
 	}
@@ -77,6 +79,20 @@ func checkParts(out io.Writer, c *Config) error {
 		return err
 	}
 	return failed
+}
+
+// credentialProblems are those that making a backend's signer found, each with its path.
+func credentialProblems(backend int, err error) []Problem {
+	at := fmt.Sprintf("backends[%d].credentials", backend)
+	var problems []Problem
+	for _, e := range flatten(err) {
+		if field, ok := errors.AsType[*signer.FieldError](e); ok {
+			problems = append(problems, Problem{at + "." + field.Path, field.Text})
+		} else {
+			problems = append(problems, Problem{at, oneLine(e)})
+		}
+	}
+	return problems
 }
 
 // checkPolicy loads the policy where that asks nobody, and says what of it works but perhaps not as meant: fields that

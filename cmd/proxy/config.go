@@ -135,7 +135,9 @@ type ConfigError struct {
 func (e *ConfigError) Error() string {
 	lines := make([]string, len(e.Problems))
 	for i, p := range e.Problems {
-		lines[i] = e.File + ": " + p.String()
+		if lines[i] = p.String(); e.File != "" {
+			lines[i] = e.File + ": " + lines[i]
+		}
 	}
 	return strings.Join(lines, "\n")
 }
