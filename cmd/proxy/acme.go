@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"slices"
@@ -229,6 +230,8 @@ func (a *ACME) open(domains []string, listener net.Addr, p pace, log *slog.Logge
 	magic = certmagic.New(cache, certmagic.Config{
 		Storage: &certmagic.FileStorage{Path: a.Storage}, Logger: logger, RenewalWindowRatio: p.window,
 		DefaultServerName: domains[0], // clients that come by IP address send no name
+		// Given a proxy, certmagic gives a responder half a minute; without, for ever, and a certificate is not shown before.
+		OCSP: certmagic.OCSPConfig{HTTPProxy: http.ProxyFromEnvironment},
 	})
 	magic.Issuers = []certmagic.Issuer{certmagic.NewACMEIssuer(magic, template)}
 
@@ -237,7 +240,16 @@ func (a *ACME) open(domains []string, listener net.Addr, p pace, log *slog.Logge
 			MinVersion: tls.VersionTLS12, GetCertificate: magic.GetCertificate,
 			NextProtos: []string{"h2", "http/1.1", "acme-tls/1"},
 		},
-		manage: func(ctx context.Context) error { return magic.ManageAsync(ctx, names) },
+		manage: func(ctx context.Context) {
+			// Each by itself: one whose OCSP responder says nothing holds up no other, and not the start.
+			for _, name := range names {
+				go func() {
+					if err := magic.ManageAsync(ctx, []string{name}); err != nil && ctx.Err() == nil {
+						log.Error("certificate is not managed", slog.String("name", name), slog.Any("error", err))
+					}
+				}()
+			}
+		},
 		expiries: func() map[string]time.Time {
 			at := map[string]time.Time{}
 			for _, name := range names {

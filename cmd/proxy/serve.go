@@ -142,9 +142,7 @@ func start(file string, c *Config) (_ *server, err error) {
 	s.admin = &http.Server{Handler: s.adminHandler(c.Admin), ErrorLog: errorLog, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
 	go s.run(s.admin, adminListener)
 	go s.run(s.s3, listener)
-	if err := s.certificates.manage(ctx); err != nil {
-		s.log.Error("certificates are not managed", slog.Any("error", err))
-	}
+	s.certificates.manage(ctx)
 	s.log.Info("serving", slog.String("address", listener.Addr().String()), slog.String("admin", adminListener.Addr().String()),
 		slog.Bool("tls", tlsConfig != nil), slog.String("policy_revision", first.policy.Status().Revision), slog.String("version", versionLine()))
 	return s, nil

@@ -14,7 +14,7 @@ import (
 // certificates are what the S3 listener shows.
 type certificates struct {
 	tls      *tls.Config                 // nil = plain HTTP
-	manage   func(context.Context) error // begins what needs the listener to be open
+	manage   func(context.Context)       // begins what needs the listener to be open
 	expiries func() map[string]time.Time // by name
 	stop     func()
 }
@@ -22,7 +22,7 @@ type certificates struct {
 // open reads or prepares the certificates of a listener.
 func (t *TLS) open(domains []string, listener net.Addr, log *slog.Logger) (*certificates, error) {
 	none := &certificates{
-		manage:   func(context.Context) error { return nil },
+		manage:   func(context.Context) {},
 		expiries: func() map[string]time.Time { return nil },
 		stop:     func() {},
 	}
@@ -59,7 +59,7 @@ func (k *keyPair) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	defer k.mu.Unlock()
 	if now := time.Now(); now.Sub(k.looked) >= lookEvery {
 		k.looked = now
-		if k.modified() != k.seen {
+		if now := k.modified(); !now[0].same(k.seen[0]) || !now[1].same(k.seen[1]) {
 			if err := k.read(); err != nil {
 				k.log.Error("certificate not reloaded; the one before stays in use", slog.Any("error", err))
 			} else {
@@ -95,16 +95,21 @@ func (k *keyPair) read() error {
 	return nil
 }
 
-// stamp tells one state of a file from the next.
-type stamp struct {
-	at   time.Time
-	size int64
+// stamp tells one state of a file from the next. Which file it is counts as well: where a link is swapped, as
+// Kubernetes does, the new one may be as old and as long as the one before.
+type stamp struct{ info os.FileInfo } // nil = not there
+
+func (s stamp) same(as stamp) bool {
+	if s.info == nil || as.info == nil {
+		return s.info == as.info
+	}
+	return os.SameFile(s.info, as.info) && s.info.ModTime().Equal(as.info.ModTime()) && s.info.Size() == as.info.Size()
 }
 
 func (k *keyPair) modified() (at [2]stamp) {
 	for i, name := range []string{k.files.Cert, k.files.Key} {
 		if info, err := os.Stat(name); err == nil {
-			at[i] = stamp{info.ModTime(), info.Size()}
+			at[i] = stamp{info}
 		}
 	}
 	return at

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -13,6 +14,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -105,6 +107,69 @@ func TestTLSFilesReload(t *testing.T) {
 	wait("third.test")
 	if at := certs.expiries()["files"]; time.Until(at) <= 0 || time.Until(at) > time.Hour {
 		t.Errorf("expires %v", at)
+	}
+}
+
+// TestTLSFilesSwappedByKubernetes: a mounted Secret changes by a link to its directory that is renamed over. Both files may be
+// as old and as long as those before.
+func TestTLSFilesSwappedByKubernetes(t *testing.T) {
+	dir := t.TempDir()
+	then := time.Now().Add(-time.Hour)
+	publish := func(version, name string) {
+		t.Helper()
+		real := filepath.Join(dir, version)
+		must := func(err error) {
+			t.Helper()
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		must(os.Mkdir(real, 0o755))
+		files := Files{Cert: filepath.Join(real, "tls.crt"), Key: filepath.Join(real, "tls.key")}
+		writePair(t, files, name)
+		for _, file := range []string{files.Cert, files.Key} {
+			text, err := os.ReadFile(file)
+			must(err)
+			must(os.WriteFile(file, append(text, bytes.Repeat([]byte("\n"), 1000-len(text))...), 0o600))
+			must(os.Chtimes(file, then, then))
+		}
+		must(os.Symlink(version, filepath.Join(dir, "..data_tmp")))
+		must(os.Rename(filepath.Join(dir, "..data_tmp"), filepath.Join(dir, "..data")))
+	}
+	publish("..2026_1", "first.test")
+	files := Files{Cert: filepath.Join(dir, "tls.crt"), Key: filepath.Join(dir, "tls.key")}
+	for _, file := range []string{files.Cert, files.Key} {
+		if err := os.Symlink(filepath.Join("..data", filepath.Base(file)), file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pair := &keyPair{files: files, log: testLog(t)}
+	if err := pair.load(); err != nil {
+		t.Fatal(err)
+	}
+	shown := func() string {
+		t.Helper()
+		pair.mu.Lock()
+		pair.looked = time.Time{} // a second has passed
+		pair.mu.Unlock()
+		c, err := pair.get(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Leaf.Subject.CommonName
+	}
+	if got := shown(); got != "first.test" {
+		t.Errorf("shown %s", got)
+	}
+	publish("..2026_2", "second.test")
+	if got := shown(); got != "second.test" {
+		t.Errorf("after the swap %s is shown", got)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "..2026_1")); err != nil {
+		t.Fatal(err)
+	}
+	if got := shown(); got != "second.test" {
+		t.Errorf("with the old one gone %s is shown", got)
 	}
 }
 
