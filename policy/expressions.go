@@ -518,6 +518,8 @@ func identity(path ast.Ref) (get getter, n int) {
 		return func(m *machine, _ int) value { return value{v: &m.subject.audience} }, 1
 	case name == "attributes" && second.Compare(ast.String("groups")) == 0:
 		return func(m *machine, _ int) value { return value{v: &m.subject.groups} }, 2
+	case name == "attributes":
+		return func(m *machine, _ int) value { return value{v: &m.subject.attributes} }, 1
 	case name == "claims":
 		var names []string
 		for _, t := range path[1:] {

@@ -21,6 +21,7 @@ var (
 	keyIdentity  = ast.StringTerm("identity")
 	keyRequest   = ast.StringTerm("request")
 
+	keyAttributes    = ast.StringTerm("attributes")
 	keyID            = ast.StringTerm("id")
 	keyTime          = ast.StringTerm("time")
 	keyMethod        = ast.StringTerm("method")

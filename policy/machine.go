@@ -339,6 +339,9 @@ func (m *machine) child(v, key value, term *ast.Term) value {
 	if !key.defined() {
 		return value{}
 	}
+	if f, ok := v.v.(*facts); ok && key.str {
+		return f.get(key.s)
+	}
 	if c, ok := v.v.(*claim); ok && key.str {
 		if object, ok := c.of.(map[string]any); ok {
 			member, ok := object[key.s]

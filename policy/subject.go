@@ -12,6 +12,7 @@ import (
 // that there are most ask little, so it holds next to nothing of its own: compiled policy reads the identity as it is.
 type Subject struct {
 	id               Identity
+	attributes       facts
 	groups, audience texts
 	err              error // why the identity cannot be evaluated: every decision about it fails
 	hash             uint64
@@ -21,6 +22,7 @@ type Subject struct {
 // NewSubject makes id ready. What id holds MUST NOT change afterwards.
 func NewSubject(id *Identity) *Subject {
 	s := &Subject{id: *id, hash: rand.Uint64()}
+	s.attributes.of = s
 	s.groups.list, s.audience.list = id.Attributes.Groups, id.Audience
 	if err := checkClaims(s.id.Claims); err != nil {
 		s.err = fmt.Errorf("claims of %q: %w", id.Subject, err)
@@ -49,7 +51,7 @@ func (s *Subject) term() *ast.Term {
 		ast.Item(ast.StringTerm("requested_role"), ast.StringTerm(id.RequestedRole)),
 		ast.Item(ast.StringTerm("expires"), numberTerm(id.Expires)),
 		ast.Item(ast.StringTerm("claims"), ast.NewTerm(claims)),
-		ast.Item(ast.StringTerm("attributes"), ast.ObjectTerm(
+		ast.Item(keyAttributes, ast.ObjectTerm(
 			ast.Item(ast.StringTerm("workspace"), ast.StringTerm(a.Workspace)),
 			ast.Item(ast.StringTerm("project"), ast.StringTerm(a.Project)),
 			ast.Item(ast.StringTerm("repository"), ast.StringTerm(a.Repository)),

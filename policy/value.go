@@ -46,6 +46,8 @@ func (a value) document() ast.Value {
 	switch v := a.v.(type) {
 	case *texts:
 		return stringsTerm(v.list).Value
+	case *facts:
+		return v.of.term().Get(keyAttributes).Value
 	case *claim:
 		made, err := ast.InterfaceToValue(v.of)
 		if err != nil {
@@ -75,6 +77,31 @@ type texts struct {
 type claim struct {
 	ast.Value
 	of any
+}
+
+// facts are `input.identity.attributes` before anybody needs them as a document. Like texts, they are only ever found in
+// a value.
+type facts struct {
+	ast.Value
+	of *Subject
+}
+
+// get is the fact of that name.
+func (f *facts) get(name string) value {
+	a := &f.of.id.Attributes
+	switch name {
+	case "workspace":
+		return stringValue(a.Workspace)
+	case "project":
+		return stringValue(a.Project)
+	case "repository":
+		return stringValue(a.Repository)
+	case "user":
+		return stringValue(a.User)
+	case "groups":
+		return value{v: &f.of.groups}
+	}
+	return value{}
 }
 
 // claimValue is a value of the claims.

@@ -2,6 +2,7 @@ package identity_test
 
 import (
 	"fmt"
+	"runtime"
 	"testing"
 	"time"
 
@@ -159,4 +160,34 @@ func BenchmarkRevoke(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// BenchmarkRemembered is what the memory holds of a token that was verified, the token itself included.
+func BenchmarkRemembered(b *testing.B) {
+	issuer := newIssuer(b, oidctest.Options{Algorithm: "ES256"})
+	const n = 2000
+	for b.Loop() {
+		a := trust(b, issuer, func(c *identity.Config) { c.Issuers[0].Preset = "ona" })
+		before := heap()
+		size := 0
+		for range n {
+			token := issuer.Token(benchClaims())
+			size = len(token)
+			if _, err := a.VerifyToken(b.Context(), token); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(heap()-before)/n, "B/identity")
+		b.ReportMetric(float64(size), "B/token")
+		runtime.KeepAlive(a)
+	}
+}
+
+// heap is how many bytes are in use.
+func heap() int64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }

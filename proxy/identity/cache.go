@@ -3,6 +3,7 @@ package identity
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"hash/maphash"
 	"sync"
 	"sync/atomic"
@@ -11,8 +12,46 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
-// maxCachedBytes bounds the cache by the tokens' own size; what is decoded from them is a few times that.
-const maxCachedBytes = 16 << 20
+// The cache is bounded by the memory that it comes to hold, and by how many tokens that is. A token of a kilobyte weighs
+// about five, so the weight is what ends it first, at some 13,000.
+const (
+	maxCachedBytes  = 64 << 20
+	maxCachedTokens = 1 << 16
+)
+
+// identityBytes is what an identity weighs beside its token and claims: itself, its place here, and what policy and
+// signer derive from it.
+const identityBytes = 1536
+
+// weight is about how much memory an identity holds.
+func (i *Identity) weight() int {
+	// Twice: what is derived from the identity may hold its claims once more, in another form.
+	return identityBytes + len(i.token) + 2*weigh(i.Claims)
+}
+
+// weigh is about how much memory decoded JSON takes. It may be a dozen times its text: "[[],[]]".
+func weigh(x any) int {
+	const word = 8
+	switch x := x.(type) {
+	case string:
+		return 2*word + len(x)
+	case json.Number:
+		return 2*word + len(x)
+	case []any:
+		n := 3*word + 2*word*len(x)
+		for _, member := range x {
+			n += weigh(member)
+		}
+		return n
+	case map[string]any:
+		n := 6*word + 5*word*len(x) // names are shared with other tokens, as far as they are alike
+		for name, member := range x {
+			n += len(name)/4 + weigh(member)
+		}
+		return n
+	}
+	return 0
+}
 
 // verified is a token that held, and what that rests on.
 type verified struct {
@@ -21,6 +60,7 @@ type verified struct {
 	set      *keySet
 	key      *key
 	keys     atomic.Pointer[keys] // in which key was last seen
+	weight   int                  // in bytes
 }
 
 // holds tells whether what was true when the token was verified still is: the time, and that the issuer still
@@ -64,8 +104,7 @@ type verification struct {
 func newTokenCache() *tokenCache {
 	c := &tokenCache{seed: maphash.MakeSeed(), flights: map[[sha256.Size]byte]*verification{}}
 	var err error
-	// The count only has to be out of reach: bytes is what bounds it, and no token is below 64.
-	c.tokens, err = simplelru.NewLRU(maxCachedBytes/64, func(_ uint64, v *verified) { c.bytes -= len(v.identity.token) })
+	c.tokens, err = simplelru.NewLRU(maxCachedTokens, func(_ uint64, v *verified) { c.bytes -= v.weight })
 	if err != nil {
 		panic(err) // only for a size below 1
 	}
@@ -135,7 +174,7 @@ func (c *tokenCache) addLocked(raw string, v *verified) {
 	hash := c.hash(raw)
 	c.tokens.Remove(hash) // or else replacing it would count twice
 	c.tokens.Add(hash, v)
-	c.bytes += len(raw)
+	c.bytes += v.weight
 	for c.bytes > maxCachedBytes {
 		c.tokens.RemoveOldest()
 	}

@@ -3,7 +3,6 @@
 package identity
 
 import (
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -22,7 +21,7 @@ type Identity struct {
 	Attributes      Attributes
 
 	token   string // the OIDC token, for backends that use web_identity
-	derived sync.Map
+	derived atomic.Pointer[derivation]
 	clean   atomic.Pointer[version] // of Revocations at which it was not revoked
 }
 
@@ -41,11 +40,33 @@ func (i *Identity) Token() string { return i.token }
 // Derived keeps what a caller computed once from the identity (its policy input, its session tags) for as long
 // as the identity lives. key should be an unexported type of the caller's.
 func (i *Identity) Derived(key any, make func() any) any {
-	if v, ok := i.derived.Load(key); ok {
-		return v
+	if d := i.derived.Load().find(key); d != nil {
+		return d.value
 	}
-	v, _ := i.derived.LoadOrStore(key, make())
-	return v
+	made := &derivation{key: key, value: make()}
+	for {
+		made.next = i.derived.Load()
+		if d := made.next.find(key); d != nil {
+			return d.value // another request was first
+		}
+		if i.derived.CompareAndSwap(made.next, made) {
+			return made.value
+		}
+	}
+}
+
+// derivation is one of a list that only ever grows at its head. There are few, and thousands of identities: a map for
+// each would be most of what they hold.
+type derivation struct {
+	key, value any
+	next       *derivation
+}
+
+func (d *derivation) find(key any) *derivation {
+	for d != nil && d.key != key {
+		d = d.next
+	}
+	return d
 }
 
 // Proof is what a request's credentials showed.

@@ -255,7 +255,7 @@ func (s *sealedIdentity) identity(method string, claims map[string]any) *Identit
 	if s.Token != nil {
 		id.token = s.Token.raw()
 	}
-	id.derived.Store(sessionNameKey{}, s.SessionName)
+	id.Derived(sessionNameKey{}, func() any { return s.SessionName })
 	return id
 }
 

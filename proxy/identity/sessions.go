@@ -234,7 +234,7 @@ func (a *Authenticator) Issue(ctx context.Context, token string, request IssueRe
 		IssuedAt: bearer.IssuedAt, Expires: expires,
 		Claims: bearer.Claims, Attributes: bearer.Attributes,
 	}
-	id.derived.Store(sessionNameKey{}, request.SessionName)
+	id.Derived(sessionNameKey{}, func() any { return request.SessionName })
 	if a.carryToken {
 		id.token = token
 	}
@@ -255,9 +255,11 @@ func (a *Authenticator) Issue(ctx context.Context, token string, request IssueRe
 
 // SessionName is the RoleSessionName that the identity's session was asked for with, "" if none.
 func (i *Identity) SessionName() string {
-	name, _ := i.derived.Load(sessionNameKey{})
-	s, _ := name.(string)
-	return s
+	d := i.derived.Load().find(sessionNameKey{})
+	if d == nil {
+		return ""
+	}
+	return d.value.(string)
 }
 
 type sessionNameKey struct{}

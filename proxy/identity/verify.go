@@ -6,10 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"slices"
 	"strings"
 	"time"
+	"unique"
 
 	"github.com/coreos/go-oidc/v3/oidc"
 	"github.com/go-jose/go-jose/v4"
@@ -85,12 +87,13 @@ func (a *Authenticator) verify(ctx context.Context, raw string) (*verified, erro
 	if err != nil {
 		return nil, err
 	}
-	id.token = raw
+	id.token = strings.Clone(raw) // raw is a part of a request's header, all of which would be kept with it
 	v := &verified{
 		identity: id,
 		until:    id.Expires.Add(t.issuer.leeway).UnixNano(),
 		set:      t.issuer.keys,
 		key:      t.key,
+		weight:   id.weight(),
 	}
 	v.keys.Store(t.keys)
 	return v, nil
@@ -222,19 +225,51 @@ func (t *token) readHeader(raw string) error {
 	}
 }
 
+// maxClaimsDepth is encoding/json's: what reads claims may recurse.
+const maxClaimsDepth = 10_000
+
 // decodeClaims reads a payload as one JSON object in which no name comes twice: of two, each reader would take its own.
+// Numbers are json.Number.
 func decodeClaims(payload []byte) (map[string]any, error) {
-	var unique any
-	if err := strictjson.Unmarshal(payload, &unique); err != nil {
+	decoder := strictjson.NewDecoder(bytes.NewReader(payload))
+	decoder.SetNumberType(strictjson.UnmarshalJSONNumber)
+	var claims any
+	if err := decoder.Decode(&claims); err != nil || decoder.Decode(new(any)) != io.EOF {
 		return nil, badToken("the token's claims are not one JSON object without repeated names")
 	}
-	var claims map[string]any
-	decoder := json.NewDecoder(bytes.NewReader(payload))
-	decoder.UseNumber()
-	if err := decoder.Decode(&claims); err != nil || claims == nil {
+	object, ok := claims.(map[string]any)
+	if !ok || !tidy(object, maxClaimsDepth) {
 		return nil, badToken("the token's claims are not a JSON object")
 	}
-	return claims, nil
+	return object, nil
+}
+
+// tidy makes the numbers those of encoding/json, which all readers of claims expect, and the names those that other
+// tokens' claims have: an issuer's are the same in all. It reports whether the claims are not deeper than depth.
+func tidy(claims any, depth int) bool {
+	if depth < 0 {
+		return false
+	}
+	switch claims := claims.(type) {
+	case map[string]any:
+		for name, value := range claims {
+			if n, ok := value.(strictjson.Number); ok {
+				value = json.Number(n)
+			} else if !tidy(value, depth-1) {
+				return false
+			}
+			claims[unique.Make(name).Value()] = value // the same name, so nothing is added
+		}
+	case []any:
+		for i, value := range claims {
+			if n, ok := value.(strictjson.Number); ok {
+				claims[i] = json.Number(n)
+			} else if !tidy(value, depth-1) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // checkTimes fills in issued and expires.
