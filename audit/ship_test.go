@@ -384,7 +384,7 @@ func TestShippedAtLeastOnceInOrderOverOutages(t *testing.T) {
 
 // TestAnHourWithoutTheFarEnd lives through the hour in seconds: the clock is synctest's.
 func TestAnHourWithoutTheFarEnd(t *testing.T) {
-	const minutes, perMinute = 60, 600
+	const minutes, perMinute = 60, 200
 	var mu sync.Mutex
 	var got []string
 	there := false
@@ -407,7 +407,7 @@ func TestAnHourWithoutTheFarEnd(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		log, _ := open(t, audit.Config{
-			File: &audit.File{Path: filepath.Join(dir, "audit.jsonl"), MaxSize: 512 << 10, Keep: 1},
+			File: &audit.File{Path: filepath.Join(dir, "audit.jsonl"), MaxSize: 128 << 10, Keep: 1},
 			Ship: []audit.Ship{{Webhook: &ship.Webhook{URL: "http://" + far.address}}},
 		})
 		var want []string
