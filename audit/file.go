@@ -74,6 +74,9 @@ func (l *file) adopt(f *os.File) (end chainEnd, err error) {
 	if !info.Mode().IsRegular() {
 		return end, errors.New("it is not a regular file")
 	}
+	if err := lock(f); err != nil { // it may have other names than the one beside which the journal is
+		return end, err
+	}
 	end, good, broken, err := readEnd(f, info.Size())
 	if err != nil {
 		return end, err
@@ -127,6 +130,9 @@ func (l *file) create() error {
 		return err
 	}
 	info, err := f.Stat()
+	if err == nil {
+		err = lock(f)
+	}
 	if err != nil {
 		f.Close()
 		return err
@@ -346,6 +352,9 @@ func (l *file) restore() error {
 		return fmt.Errorf("restore the audit log: %w", err)
 	}
 	info, err := f.Stat()
+	if err == nil {
+		err = lock(f)
+	}
 	if err != nil {
 		f.Close()
 		return fmt.Errorf("restore the audit log: %w", err)

@@ -43,6 +43,21 @@ type logFile struct {
 	size       int64
 }
 
+// behindLinks is where a log really is: what is kept beside it is kept there, and is the same by every name.
+func behindLinks(path string) string {
+	for range 40 { // as many as Linux follows
+		to, err := os.Readlink(path)
+		if err != nil {
+			break
+		}
+		if !filepath.IsAbs(to) {
+			to = filepath.Join(filepath.Dir(path), to)
+		}
+		path = to
+	}
+	return path
+}
+
 func rotatedName(current string, firstSeq uint64, now time.Time) string {
 	ext := filepath.Ext(current)
 	return fmt.Sprintf("%s-%s-%d%s", strings.TrimSuffix(current, ext), now.UTC().Format(rotatedTime), firstSeq, ext)

@@ -72,7 +72,7 @@ func openJournal(path string) (j *journal, entries []entry, err error) {
 		}
 		if err := lock(f); err != nil {
 			f.Close()
-			return nil, nil, fmt.Errorf("lock the audit journal %s: is another process writing this log? %w", path, err)
+			return nil, nil, fmt.Errorf("lock the audit journal %s: %w", path, err)
 		}
 		held, err := f.Stat()
 		if err != nil {
@@ -117,6 +117,7 @@ func (j *journal) read() ([]entry, error) {
 	if _, err := io.ReadFull(io.NewSectionReader(j.file, pageSize, int64(len(releases))), releases); err != nil {
 		return nil, errJournalShape
 	}
+	j.slots = slots
 	var entries []entry
 	area := make([]byte, areaSize)
 	for index := range slots {

@@ -134,3 +134,57 @@ func TestWhatIsNoJournalIsNotTaken(t *testing.T) {
 		}
 	}
 }
+
+// A death between a line and its release leaves both. Where the clock was set back in between, the log's files are
+// older than the request by their times.
+func TestT24WhatIsWrittenIsNotRepeatedWhereTheClockWentBack(t *testing.T) {
+	no := false
+	config := Config{InFlight: 4, File: &File{Path: filepath.Join(t.TempDir(), "audit.jsonl"), MaxSize: 4 << 10, Compress: &no}}
+	log, err := Open(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var last []*slot
+	for i := range 20 {
+		r, err := log.Begin(time.Now().Add(2 * time.Hour)) // the clock was ahead
+		for ; err != nil; r, err = log.Begin(time.Now().Add(2 * time.Hour)) {
+		}
+		if i >= 16 {
+			last = append(last, &slot{index: i - 16, id: r.Event.ID})
+		}
+		r.Commit()
+	}
+	if err := log.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	j, _, err := openJournal(config.File.Path + journalSuffix)
+	if err == nil {
+		err = j.reset(4, false)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range last {
+		put(t, j, s, `"id":"`+s.id+`","time":"2026-11-23T00:00:00.000000Z"`)
+	}
+	j.close(false)
+	if log, err = Open(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+	if err := log.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for ev, err := range Read(config.File.Path) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if seen[ev.ID] {
+			t.Errorf("%s is there twice", ev.ID)
+		}
+		seen[ev.ID] = true
+	}
+	if len(seen) != 20 {
+		t.Errorf("%d events, want 20", len(seen))
+	}
+}

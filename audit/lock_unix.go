@@ -3,13 +3,17 @@
 package audit
 
 import (
+	"fmt"
 	"os"
 	"syscall"
 )
 
 // lock fails where another process holds f. The lock goes with the process.
 func lock(f *os.File) error {
-	return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return fmt.Errorf("is another process writing this log? %w", err)
+	}
+	return nil
 }
 
 // links is how many names f has; 0 = it was deleted while we held it.

@@ -108,6 +108,7 @@ func Open(ctx context.Context, c Config) (*Log, error) {
 func (l *Log) openFiles(ctx context.Context) (err error) {
 	c := l.config
 	durable := c.File.Fsync != fsyncOff
+	c.File.Path = behindLinks(c.File.Path) // of our own copy
 	l.keeper = newKeeper(c.File, c.OnFailure == onFailureRefuse, c.Logger)
 	f, end, err := openFile(c.File, c.Logger, time.Now, l.keeper.retire)
 	if err != nil {

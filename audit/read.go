@@ -143,12 +143,13 @@ func findLogs(paths []string) ([]*foundLog, error) {
 		f := logFile{path: path, compressed: plainName(path) != path, rotated: path != name}
 		var err error
 		f.firstSeq, err = firstOf(path)
-		if errors.Is(err, fs.ErrNotExist) {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
 			return nil // rotated meanwhile
-		}
-		if err != nil {
+		case errors.As(err, new(*fs.PathError)):
 			return err
 		}
+		// Where it cannot be read as a log, whoever reads it will say so.
 		// A name says where the file belongs even when its first line was tampered with.
 		if seq, _, ok := parseRotated(filepath.Base(name), filepath.Base(path)); ok {
 			f.firstSeq = seq
@@ -157,6 +158,7 @@ func findLogs(paths []string) ([]*foundLog, error) {
 		return nil
 	}
 	for _, path := range paths {
+		path = behindLinks(path)
 		info, err := os.Stat(path)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
@@ -167,6 +169,7 @@ func findLogs(paths []string) ([]*foundLog, error) {
 			if err != nil {
 				return nil, err
 			}
+			var unlike []string // files that do not begin as a log does
 			found := false
 			for _, name := range names {
 				file := filepath.Join(path, name.Name())
@@ -174,7 +177,8 @@ func findLogs(paths []string) ([]*foundLog, error) {
 					continue
 				}
 				if seq, err := firstOf(file); err != nil || seq == 0 {
-					continue // something else, or empty
+					unlike = append(unlike, file)
+					continue
 				}
 				found = true
 				if err := add(file); err != nil {
@@ -183,6 +187,16 @@ func findLogs(paths []string) ([]*foundLog, error) {
 			}
 			if !found {
 				return nil, fmt.Errorf("%s: no audit log in this directory", path)
+			}
+			// By their names they are a log's all the same: what was done to their beginning must show.
+			for _, file := range unlike {
+				log, _ := logOf(filepath.Clean(file))
+				if info, err := os.Stat(file); logs[log] == nil || err != nil || info.Size() == 0 {
+					continue
+				}
+				if err := add(file); err != nil {
+					return nil, err
+				}
 			}
 		case isSidecar(filepath.Base(path)) && err == nil:
 			// `audit*` names these too.

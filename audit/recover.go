@@ -52,8 +52,9 @@ func (l *Log) recover(ctx context.Context, left []entry, durable bool) error {
 	return nil
 }
 
-// linesOf tells which of the entries have their line in the log. A line is written after its request began, so
-// files that were not touched since the oldest began need no look.
+// linesOf tells which of the entries have their line in the log. Such a line is among the last that the dead process
+// wrote, of which no more than its slots had not been released; and it was written after its request began, by which
+// files are told where releasing failed for long. Not by that alone: clocks are set back.
 func (l *Log) linesOf(ctx context.Context, left []entry) (map[string]bool, error) {
 	wanted := make(map[string]bool, len(left))
 	for _, e := range left {
@@ -65,36 +66,39 @@ func (l *Log) linesOf(ctx context.Context, left []entry) (map[string]bool, error
 	if err != nil {
 		return nil, err
 	}
-	files = append(files, logFile{path: l.file.path, modified: time.Now()})
-	for _, f := range files {
-		if f.modified.Before(oldest) {
+	files = append(files, logFile{path: l.file.path})
+	lines := 0
+	for i, f := range slices.Backward(files) {
+		if i < len(files)-1 && lines > l.journal.slots && f.modified.Before(oldest) {
 			continue
 		}
-		if err := scanIDs(ctx, f.path, wanted); err != nil {
+		n, err := scanIDs(ctx, f.path, wanted)
+		if err != nil {
 			return nil, fmt.Errorf("read %s: %w", f.path, err)
 		}
+		lines += n
 	}
 	return wanted, nil
 }
 
-// scanIDs sets those of wanted that a file has.
-func scanIDs(ctx context.Context, path string, wanted map[string]bool) error {
+// scanIDs sets those of wanted that a file has, and counts the file's lines.
+func scanIDs(ctx context.Context, path string, wanted map[string]bool) (n int, err error) {
 	r, err := openLog(path)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer r.Close()
 	lines := newLineReader(r)
-	for n := 0; ; n++ {
+	for ; ; n++ {
 		if n%10000 == 0 && ctx.Err() != nil {
-			return ctx.Err()
+			return n, ctx.Err()
 		}
 		line, err := lines.next()
 		if err == io.EOF || err == errUnfinished {
-			return nil
+			return n, nil
 		}
 		if err != nil {
-			return err
+			return n, err
 		}
 		i := bytes.Index(line[:min(len(line), len(lineStart)+64)], []byte(idMark))
 		if i < 0 || len(line) < i+len(idMark)+26 {

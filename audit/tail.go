@@ -27,6 +27,7 @@ func Tail(ctx context.Context, path string, w io.Writer, o TailOptions) error {
 	if o.Poll <= 0 {
 		o.Poll = 100 * time.Millisecond
 	}
+	path = behindLinks(path)
 	next, err := tailLast(path, w, &o)
 	if err != nil || !o.Follow {
 		return err

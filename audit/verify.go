@@ -42,6 +42,22 @@ func (r *Report) OK() bool {
 	return !slices.ContainsFunc(r.Logs, func(l LogReport) bool { return len(l.Problems) > 0 })
 }
 
+// Print writes the report for people. Whoever wrote the files may have chosen names and texts for the terminal.
+func (r *Report) Print(w io.Writer) {
+	for _, log := range r.Logs {
+		for _, problem := range log.Problems {
+			fmt.Fprintln(w, problem)
+		}
+		for _, note := range log.Notes {
+			fmt.Fprintln(w, printable(fmt.Sprintf("%s: note: %s", log.Path, note)))
+		}
+		if len(log.Problems) == 0 {
+			fmt.Fprintln(w, printable(fmt.Sprintf("%s: ok: %d lines in %d files, %d to %d, %d checkpoints, last hash %s",
+				log.Path, log.Lines, log.Files, log.First, log.Last, log.Checkpoints, log.LastHash)))
+		}
+	}
+}
+
 // LogReport is what Verify found in one log.
 type LogReport struct {
 	Path        string
@@ -70,7 +86,7 @@ func (p Problem) String() string {
 	if p.Line > 0 {
 		where = fmt.Sprintf("%s:%d", p.File, p.Line)
 	}
-	return fmt.Sprintf("%s: %s: %s", where, p.What, p.Text)
+	return printable(fmt.Sprintf("%s: %s: %s", where, p.What, p.Text))
 }
 
 // The kinds of Problem.What.

@@ -43,18 +43,7 @@ func (cmd auditVerifyCommand) Run(out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	for _, log := range report.Logs {
-		for _, problem := range log.Problems {
-			fmt.Fprintln(out, problem)
-		}
-		for _, note := range log.Notes {
-			fmt.Fprintf(out, "%s: note: %s\n", log.Path, note)
-		}
-		if len(log.Problems) == 0 {
-			fmt.Fprintf(out, "%s: ok: %d lines in %d files, %d to %d, %d checkpoints, last hash %s\n",
-				log.Path, log.Lines, log.Files, log.First, log.Last, log.Checkpoints, log.LastHash)
-		}
-	}
+	report.Print(out)
 	if !report.OK() {
 		return &exitError{exitFailed}
 	}
