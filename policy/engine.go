@@ -76,7 +76,7 @@ func newEngine(c Config, onReload func(Status)) (*Engine, error) {
 		e.source = s
 		return e, err
 	}
-	s, err := newOPASource(c.OPA, e.offer, func(err error) { e.report(nil, err) }, func() bool { return e.current.Load() != nil })
+	s, err := newOPASource(c.OPA, e.offer, func(err error) { e.report(nil, err, err == nil) }, func() bool { return e.current.Load() != nil })
 	e.source = s
 	return e, err
 }
@@ -175,7 +175,7 @@ func (e *Engine) reload(ctx context.Context) error {
 	defer e.loading.Unlock()
 	err := e.source.load(ctx)
 	if err != nil && ctx.Err() == nil {
-		e.report(nil, err)
+		e.report(nil, err, false)
 	}
 	return err
 }
@@ -183,25 +183,26 @@ func (e *Engine) reload(ctx context.Context) error {
 // offer puts a policy in force, or says why it cannot be.
 func (e *Engine) offer(f *files) error {
 	if s := e.current.Load(); s != nil && s.revision == f.revision && (!f.fresh || f.same(s.files)) {
-		e.report(s, nil)
+		e.report(s, nil, !f.kept)
 		return nil
 	}
 	s, err := newSnapshot(f, e.entrypoint, time.Now())
 	if err == nil {
-		e.report(s, nil)
+		e.report(s, nil, !f.kept)
 	}
 	return err
 }
 
-// report notes what came of a load: s, if not nil, is in force from now on. onReload hears of it where it is news.
-func (e *Engine) report(s *snapshot, err error) {
+// report notes what came of a load: s, if not nil, is in force from now on, and checked tells that it is the newest there
+// is. onReload hears of it where it is news.
+func (e *Engine) report(s *snapshot, err error, checked bool) {
 	e.mu.Lock()
 	news := s != nil && s != e.current.Load() || errorText(err) != errorText(e.err)
 	if s != nil {
 		e.current.Store(s)
 	}
 	e.err = err
-	if err == nil {
+	if checked {
 		e.checked = time.Now()
 	}
 	e.mu.Unlock()

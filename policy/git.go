@@ -86,12 +86,12 @@ func gitStore(c Git) (storage.Storer, error) {
 func (s *gitSource) load(ctx context.Context) error {
 	commit, err := s.fetch(ctx)
 	if err == nil {
-		err = s.offerCommit(commit)
+		err = s.offerCommit(commit, false)
 	}
 	if err != nil && !s.began && ctx.Err() == nil {
 		// The repository has no good policy for us now. It may have had one before this process began.
 		if good, refErr := s.repo.Reference(goodRef, true); refErr == nil {
-			if goodErr := s.offerCommit(good.Hash()); goodErr != nil {
+			if goodErr := s.offerCommit(good.Hash(), true); goodErr != nil {
 				err = errors.Join(err, fmt.Errorf("the last good policy: %w", goodErr))
 			}
 		}
@@ -194,11 +194,12 @@ func (s *gitSource) commitOf(h plumbing.Hash) (plumbing.Hash, error) {
 	return h, err
 }
 
-func (s *gitSource) offerCommit(h plumbing.Hash) error {
+func (s *gitSource) offerCommit(h plumbing.Hash, kept bool) error {
 	f, err := s.read(h)
 	if err != nil {
 		return fmt.Errorf("policy commit %s: %w", h, err)
 	}
+	f.kept = kept
 	if err := s.offer(f); err != nil {
 		return fmt.Errorf("policy commit %s: %w", h, err)
 	}

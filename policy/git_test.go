@@ -75,7 +75,7 @@ func TestGit(t *testing.T) {
 
 	// A process that begins while the repository is down goes on with the last good policy.
 	later, _ := watched(t, config)
-	if s := later.Status(); s.Revision != third || s.Err == nil {
+	if s := later.Status(); s.Revision != third || s.Err == nil || !s.Checked.IsZero() {
 		t.Errorf("%+v", s)
 	}
 	// So does one that finds a bad policy.

@@ -68,7 +68,7 @@ func TestOCI(t *testing.T) {
 		t.Error("not in force any more")
 	}
 	later, heardLater := watched(t, config)
-	if s := later.Status(); s.Revision != "r3" || s.Err == nil || !decide(t, later, question()).Allow {
+	if s := later.Status(); s.Revision != "r3" || s.Err == nil || !s.Checked.IsZero() || !decide(t, later, question()).Allow {
 		t.Errorf("%+v", s)
 	}
 	o.Down.Store(false)

@@ -241,6 +241,9 @@ func (s *opaSource) accept(ctx context.Context, store storage.Store, txn storage
 	if len(f.rego) == 0 && !s.force() && !s.alone {
 		return nil // other bundles are still to come
 	}
+	s.mu.Lock()
+	f.kept = len(s.told) == 0 // nobody was heard of yet: persisted bundles come first
+	s.mu.Unlock()
 	err = s.offer(f)
 	// Of several bundles the first cannot be whole, and one that is taken away cannot be refused: these are
 	// committed though the policy in force stays what it was.

@@ -48,6 +48,7 @@ type files struct {
 	data     map[string]any    // data that is read already (bundles)
 	revision string
 	fresh    bool // the revision is somebody's word: another policy may have the same
+	kept     bool // from before a restart: its source may have another by now
 }
 
 // same tells whether two policies with one revision are one.

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sluice-s3/sluice/policy"
 	"github.com/sluice-s3/sluice/proxy/identity"
 )
 
@@ -56,7 +57,25 @@ type component struct {
 	OK       bool   `json:"ok"`
 	Error    string `json:"error,omitempty"`
 	Revision string `json:"revision,omitempty"`
-	Age      string `json:"age,omitempty"`
+	Age      string `json:"age,omitempty"`     // since it was loaded
+	Checked  string `json:"checked,omitempty"` // since its source was last seen to have no other
+}
+
+// policyComponent is ready whatever Err says: the last good policy is in force, requests are served, and the operator
+// is told.
+func policyComponent(s policy.Status) component {
+	c := component{OK: true, Revision: s.Revision}
+	if s.Err != nil {
+		c.Error = s.Err.Error()
+	}
+	since := func(t time.Time) string {
+		if t.IsZero() {
+			return ""
+		}
+		return time.Since(t).Round(time.Second).String()
+	}
+	c.Age, c.Checked = since(s.Loaded), since(s.Checked)
+	return c
 }
 
 // ready tells whether requests would be served, and what stands in their way.
@@ -64,13 +83,11 @@ func (s *server) ready(w http.ResponseWriter, r *http.Request) {
 	parts := s.current.Load()
 	body := map[string]component{}
 
-	policy := parts.policy.Status()
-	state := component{OK: true, Revision: policy.Revision, Age: time.Since(policy.Loaded).Round(time.Second).String()}
-	if policy.Err != nil {
-		// The last good policy is in force: requests are served, and the operator told.
-		state.Error = policy.Err.Error()
+	status := parts.policy.Status()
+	body["policy"] = policyComponent(status)
+	if status.Shadow != nil {
+		body["shadow policy"] = policyComponent(*status.Shadow)
 	}
-	body["policy"] = state
 
 	// One issuer that is down is no reason to turn the others' users away: it is told, and the rest served.
 	auth := parts.auth.Status()
@@ -87,13 +104,13 @@ func (s *server) ready(w http.ResponseWriter, r *http.Request) {
 		body["listener"] = component{Error: "draining"}
 	}
 
-	status := http.StatusOK
+	answer := http.StatusOK
 	for _, c := range body {
 		if !c.OK {
-			status = http.StatusServiceUnavailable
+			answer = http.StatusServiceUnavailable
 		}
 	}
-	writeJSON(w, status, map[string]any{"ready": status == http.StatusOK, "components": body})
+	writeJSON(w, answer, map[string]any{"ready": answer == http.StatusOK, "components": body})
 }
 
 // reloadPolicy loads the policy now.

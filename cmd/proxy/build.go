@@ -84,11 +84,18 @@ func build(ctx context.Context, c *Config, keep lasting, previous *parts) (_ *pa
 	p.policy, err = policy.Open(ctx, c.Policy, func(s policy.Status) {
 		if s.Err != nil {
 			keep.log.Error("policy not loaded; the one before stays in force", slog.String("revision", s.Revision), slog.Any("error", s.Err))
-			return
+		} else {
+			keep.log.Info("policy loaded", slog.String("revision", s.Revision))
+			for _, found := range s.Mistyped {
+				keep.log.Warn("a rule of this policy is never understood, and so refuses", slog.String("rule", found.String()))
+			}
 		}
-		keep.log.Info("policy loaded", slog.String("revision", s.Revision))
-		for _, found := range s.Mistyped {
-			keep.log.Warn("a rule of this policy is never understood, and so refuses", slog.String("rule", found.String()))
+		switch {
+		case s.Shadow == nil:
+		case s.Shadow.Err != nil:
+			keep.log.Error("shadow policy not loaded; the one before is asked, if there was one", slog.String("revision", s.Shadow.Revision), slog.Any("error", s.Shadow.Err))
+		case s.Shadow.Revision != "":
+			keep.log.Info("shadow policy loaded", slog.String("revision", s.Shadow.Revision))
 		}
 	})
 	if err != nil {

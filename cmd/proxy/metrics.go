@@ -64,6 +64,7 @@ func (t *telemetry) observe(s *server) error {
 	g := &gauges{meter: t.meter("cmd/proxy")}
 	var (
 		policyAge      = g.gauge("sluice.policy.age", "s", "Time since the policy in force was loaded.")
+		policyChecked  = g.gauge("sluice.policy.checked", "s", "Time since its source was last seen to have no other.")
 		policyStale    = g.gauge("sluice.policy.stale", "", "1 while a newer policy could not be loaded.")
 		policyRevision = g.gauge("sluice.policy.revision", "", "1, for the revision in force.")
 
@@ -109,6 +110,9 @@ func (t *telemetry) observe(s *server) error {
 
 		status := parts.policy.Status()
 		see(policyAge, sinceSeconds(status.Loaded))
+		if !status.Checked.IsZero() {
+			see(policyChecked, sinceSeconds(status.Checked))
+		}
 		see(policyStale, flag(status.Err != nil))
 		see(policyRevision, 1, attribute.String("revision", status.Revision))
 
