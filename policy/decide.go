@@ -64,9 +64,13 @@ func (s *snapshot) visible(e evaluation, q *Question, keys []string) ([]bool, er
 	if err := q.check(); err != nil {
 		return nil, err
 	}
-	read := *q
-	read.Operation = "GetObject"
-	read.Accesses = []Access{{Action: "s3:GetObject", Bucket: q.Accesses[0].Bucket, Backend: q.Accesses[0].Backend}}
+	read := readOf(q)
+	if s.page != nil && !e.plain && len(keys) > 1 {
+		if visible, err := s.visiblePage(&e, &read, keys); err == nil {
+			return visible, nil
+		}
+		// One of the keys cannot be judged: find out which, and say so.
+	}
 	in := s.asking(e, &read)
 	defer in.end()
 	visible := make([]bool, len(keys))
@@ -83,6 +87,14 @@ func (s *snapshot) visible(e evaluation, q *Question, keys []string) ([]bool, er
 		visible[i] = a.allow
 	}
 	return visible, nil
+}
+
+// readOf asks, for a listing's question, to read an object of its bucket. The key is still to come.
+func readOf(q *Question) Question {
+	read := *q
+	read.Operation = "GetObject"
+	read.Accesses = []Access{{Action: "s3:GetObject", Bucket: q.Accesses[0].Bucket, Backend: q.Accesses[0].Backend}}
+	return read
 }
 
 // Undecided is a policy that failed on a question: a built-in function did, rules contradict each other, or evaluation

@@ -83,3 +83,33 @@ func (e *Engine) Places() (kept int) {
 	}
 	return kept
 }
+
+// Paged is the engine with a page for listings, whether it would have one or not. An error says why none can be.
+func (e *Engine) Paged() (*Engine, error) {
+	s := *e.current.Load()
+	modules, _, err := s.files.parse(capabilities())
+	if err == nil {
+		s.page, err = newPage(s.compiler, modules, s.data, s.entry)
+	}
+	if err != nil {
+		return nil, err
+	}
+	paged := &Engine{entrypoint: e.entrypoint, deadline: e.deadline}
+	paged.current.Store(&s)
+	return paged, nil
+}
+
+// VisiblePage judges keys by the page alone.
+func (e *Engine) VisiblePage(ctx context.Context, q *Question, keys []string) ([]bool, error) {
+	s := e.current.Load()
+	read := readOf(q)
+	ev := e.evaluation(ctx, q)
+	return s.visiblePage(&ev, &read, keys)
+}
+
+// VisibleKeysPlain is VisibleKeys by OPA alone, key by key.
+func (e *Engine) VisibleKeysPlain(ctx context.Context, q *Question, keys []string) ([]bool, error) {
+	ev := e.evaluation(ctx, q)
+	ev.plain = true
+	return e.current.Load().visible(ev, q, keys)
+}

@@ -47,6 +47,10 @@ func (e *Engine) Lint() []Finding {
 			})
 		}
 	}
+	if s.noPage != nil {
+		at := s.compiler.GetRules(s.entry.Append(ast.StringTerm(ruleFilterListing.name)))[0].Location
+		findings = append(findings, Finding{Kind: "speed", File: at.File, Line: at.Row, Message: fmt.Sprintf("listings are %v", s.noPage)})
+	}
 	slices.SortStableFunc(findings, func(a, b Finding) int {
 		if a.File != b.File {
 			return strings.Compare(a.File, b.File)

@@ -53,6 +53,26 @@ func TestLint(t *testing.T) {
 	}
 }
 
+// TestLintListing: who filters listings hears where they cannot be judged a page at a time.
+func TestLintListing(t *testing.T) {
+	for rego, want := range map[string]string{
+		"allow if startswith(input.key, \"web/\")":                           "", // not even by OPA
+		"allow if every p in split(input.key, \"/\") { p != \"x\" }":         "",
+		"allow if own with input.key as \"a\"\nown if input.key == \"web/\"": "listings are judged key by key: with in",
+	} {
+		e := openDir(t, dir(t, map[string]string{"p.rego": "package s3.authz\n\nfilter_listing := true\n\n" + rego + "\n"}))
+		found := ""
+		for _, f := range e.Lint() {
+			if strings.Contains(f.Message, "listings") && f.Kind == "speed" && f.Line == 3 {
+				found = f.Message
+			}
+		}
+		if !strings.HasPrefix(found, want) || (found == "") != (want == "") {
+			t.Errorf("%s: have %q, want %q", rego, found, want)
+		}
+	}
+}
+
 // TestStartersAreClean: no finding of any kind, formatted as `opa fmt` would, and of the schema that is published.
 func TestStartersAreClean(t *testing.T) {
 	for _, f := range openDir(t, startersDir(t, grown(5))).Lint() {

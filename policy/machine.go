@@ -58,9 +58,12 @@ type yield struct {
 	produced bool // by the body that runs
 }
 
+// decides tells whether there is anything that OPA need not answer.
+func (p *program) decides() bool { return p != nil && p.stages[stageAllow] != nil }
+
 // start turns to another question. It reports whether the program can answer any of it.
 func (m *machine) start(p *program, e *evaluation, q *Question) bool {
-	if p == nil || p.stages[stageAllow] == nil {
+	if !p.decides() {
 		return false
 	}
 	if m.builtin.Context == nil {

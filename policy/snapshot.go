@@ -154,6 +154,10 @@ type snapshot struct {
 
 	// program answers most questions faster; nil = never.
 	program *program
+
+	// page judges listings where the program does not; nil = key by key, and noPage says why.
+	page   *page
+	noPage error
 }
 
 // rule is what the engine knows about one rule of the contract.
@@ -216,6 +220,9 @@ func newSnapshot(f *files, entrypoint string, now time.Time) (*snapshot, error) 
 		}
 	}
 	s.program = newProgram(c, data, entry)
+	if len(c.GetRules(entry.Append(ast.StringTerm(ruleFilterListing.name)))) > 0 && !s.program.decides() {
+		s.page, s.noPage = newPage(c, modules, data, entry)
+	}
 	return s, nil
 }
 
