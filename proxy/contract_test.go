@@ -285,3 +285,17 @@ func TestMaxInFlightIsOfRequests(t *testing.T) {
 		t.Errorf("%d requests reached the backend", n)
 	}
 }
+
+// A token file that a shell wrote ends in a newline, and SDKs send it as it is: at the STS, and to container credentials
+// where HTTP drops it.
+func TestTokenFilesEndInNewlines(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	if status, body := r.sts(assumeForm(r, url.Values{"WebIdentityToken": {r.token() + "\n"}})); status != 200 {
+		t.Errorf("%d %s", status, body)
+	}
+	check(t, r.event(), map[string]any{"outcome": "completed"})
+	if status, body := r.sts(assumeForm(r, url.Values{"WebIdentityToken": {r.token()[:100] + "\n" + r.token()[100:]}})); status != 400 {
+		t.Errorf("a newline inside: %d %s", status, body)
+	}
+	r.event()
+}

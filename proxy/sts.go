@@ -118,12 +118,14 @@ var (
 )
 
 func (request *stsRequest) readAssumeRole(form url.Values) error {
+	// SDKs send a token file as it is, and a shell's redirection ends it with a newline.
+	request.Token = strings.TrimSpace(form.Get("WebIdentityToken"))
+	form.Set("WebIdentityToken", request.Token)
 	for _, name := range []string{"RoleArn", "RoleSessionName", "WebIdentityToken"} {
 		if form.Get(name) == "" {
 			return &stsError{"MissingParameter", fmt.Sprintf("the parameter %s is missing", name)}
 		}
 	}
-	request.Token = form.Get("WebIdentityToken")
 	request.Issue.RoleARN = form.Get("RoleArn")
 	if len(request.Issue.RoleARN) > 2048 || !roleARN.MatchString(request.Issue.RoleARN) {
 		return &stsError{"ValidationError", "RoleArn must be an ARN such as arn:aws:iam::123456789012:role/dev (AWS_ROLE_ARN)"}

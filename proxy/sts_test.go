@@ -47,6 +47,8 @@ func TestParseSTS(t *testing.T) {
 		{roleIs("arn:aws-us-gov:iam::123456789012:role/dev"), "", ""},
 		{roleIs("arn:sluice:s3:::role/any"), "", ""},
 		{roleIs("arn:Sluice:iam:eu-1:workspaces:role/any"), "", ""},
+		{replace("WebIdentityToken=a.b.c", "WebIdentityToken=%20a.b.c%0A"), "", ""},
+		{replace("WebIdentityToken=a.b.c", "WebIdentityToken=%0A"), "MissingParameter", "WebIdentityToken"},
 		{"Action=GetCallerIdentity&Version=2011-06-15", "", ""},
 
 		{"", "MissingAction", "AssumeRoleWithWebIdentity"},

@@ -150,7 +150,7 @@ func (b *Backend) build(s *signer.Signer, limits Limits) (proxy.Backend, error) 
 		return proxy.Backend{}, err
 	}
 	return proxy.Backend{
-		Name: b.Name, Buckets: b.Buckets, Endpoint: endpoint, Region: b.Region, PathStyle: b.PathStyle || isAddress(endpoint.Hostname()),
+		Name: b.Name, Buckets: b.Buckets, Endpoint: endpoint, Region: b.Region, PathStyle: b.PathStyle || nothingBelow(endpoint.Hostname()),
 		StrictKeys: b.Keys == "strict", Signer: s, Transport: transport, Propagate: b.TraceContext,
 	}, nil
 }
@@ -171,7 +171,9 @@ func (b *Backend) url() (*url.URL, error) {
 	return &url.URL{Scheme: "https", Host: "s3." + b.Region + "." + domain}, nil
 }
 
-func isAddress(host string) bool { return net.ParseIP(host) != nil }
+// nothingBelow tells whether no name below host can be a bucket's: addresses have none, and most resolvers know none of
+// localhost's.
+func nothingBelow(host string) bool { return host == "localhost" || net.ParseIP(host) != nil }
 
 // dialBackend connects so that closing is a reset: a connection is closed after its last answer, or to break an upload
 // off, and there are backends that take the end of the stream for the end of the object (http1 does the same).
