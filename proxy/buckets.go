@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/sluice-s3/sluice/audit"
+	"github.com/sluice-s3/sluice/proxy/http1"
 	"github.com/sluice-s3/sluice/proxy/s3wire"
 )
 
@@ -115,7 +116,7 @@ func (c *call) bucketsOf(b *Backend) ([]s3wire.Bucket, error) {
 // emptySHA256 is the SHA-256 of nothing.
 const emptySHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
-func readBuckets(b *Backend, answer *http.Response) ([]s3wire.Bucket, string, error) {
+func readBuckets(b *Backend, answer *http1.Answer) ([]s3wire.Bucket, string, error) {
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusOK {
 		_, _ = io.CopyN(io.Discard, answer.Body, 64<<10)

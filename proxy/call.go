@@ -512,9 +512,27 @@ type response struct {
 	bytes    int64
 	begun    atomic.Bool
 	progress *atomic.Int64
+	passed   []string // names in the header that pass put there
 }
 
 func (w *response) started() bool { return w.status != 0 }
+
+// pass has fields of a backend's answer go to the client; again, to take back what it was told.
+func (w *response) pass(fields http1.Fields) {
+	if direct, ok := w.ResponseWriter.(interface{ Pass(http1.Fields) }); ok {
+		direct.Pass(fields)
+		return
+	}
+	h := w.Header()
+	for _, name := range w.passed {
+		delete(h, name)
+	}
+	w.passed = w.passed[:0]
+	for _, f := range fields {
+		h[f.Name] = append(h[f.Name], f.Value)
+		w.passed = append(w.passed, f.Name)
+	}
+}
 
 func (w *response) WriteHeader(status int) {
 	if status >= 200 && w.status == 0 {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 
 	"github.com/sluice-s3/sluice/audit"
+	"github.com/sluice-s3/sluice/proxy/http1"
 	"github.com/sluice-s3/sluice/proxy/s3wire"
 )
 
@@ -87,7 +88,7 @@ func (c *call) readDelete() (*s3wire.Delete, error) {
 	return s3wire.ParseDelete(body, c.in.Header)
 }
 
-func (c *call) sendDelete(batch *s3wire.Delete, refused map[int]string) (*http.Response, error) {
+func (c *call) sendDelete(batch *s3wire.Delete, refused map[int]string) (*http1.Answer, error) {
 	encoded, digests := batch.Encode(func(i int) bool { _, no := refused[i]; return !no })
 	header := map[string]string{}
 	for name := range digests {

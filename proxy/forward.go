@@ -3,10 +3,10 @@ package proxy
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -41,9 +41,8 @@ func (c *call) settle(err error) {
 
 // relayFiltered passes a listing on without the entries that the caller may not read. A page is judged whole before
 // any of it is sent.
-func (c *call) relayFiltered(answer *http.Response) error {
-	c.passHeader(answer.Header)
-	c.out.Header().Del("Content-Length")
+func (c *call) relayFiltered(answer *http1.Answer) error {
+	c.out.pass(slices.DeleteFunc(endToEnd(answer.Fields), named("Content-Length")))
 	if c.in.Method == http.MethodHead {
 		c.out.WriteHeader(http.StatusOK)
 		return nil
@@ -60,18 +59,14 @@ func (c *call) relayFiltered(answer *http.Response) error {
 		return err
 	}
 	if !c.out.started() {
-		for name := range answer.Header {
-			if name != "X-Sluice-Request-Id" {
-				c.out.Header().Del(name) // they were the page's
-			}
-		}
+		c.out.pass(nil) // what there was told of the page
 	}
 	return &backendDown{c.backendName(), err}
 }
 
 // send rebuilds the request from the operation, journals it, and sends it. Nothing of the incoming request goes
 // on that the operation did not understand.
-func (c *call) send(b *Backend, body s3wire.Outbound) (*http.Response, error) {
+func (c *call) send(b *Backend, body s3wire.Outbound) (*http1.Answer, error) {
 	_, end := c.span("credentials")
 	out, err := c.rebuild(b, body)
 	if err == nil {
@@ -123,7 +118,7 @@ func (c *call) rebuild(b *Backend, body s3wire.Outbound) (*http.Request, error) 
 var userAgent = []string{"sluice"} // nobody writes to what a header holds
 
 // roundTrip journals the request and sends it: from here on the backend may have acted.
-func (c *call) roundTrip(b *Backend, out *http.Request) (*http.Response, error) {
+func (c *call) roundTrip(b *Backend, out *http.Request) (*http1.Answer, error) {
 	if err := c.journal(); err != nil {
 		return nil, err
 	}
@@ -138,20 +133,20 @@ func (c *call) roundTrip(b *Backend, out *http.Request) (*http.Response, error) 
 	c.firstByte = c.proxy.Now()
 	c.progress.Add(1)
 	c.event.Backend.Status = answer.StatusCode
-	c.event.Backend.RequestID = answer.Header.Get("X-Amz-Request-Id")
+	c.event.Backend.RequestID = answer.Fields.Get("X-Amz-Request-Id")
 	return answer, nil
 }
 
-// exchanger is a transport that takes the context beside the request: http1's.
-type exchanger interface {
-	Exchange(context.Context, *http.Request) (*http.Response, error)
-}
-
-func (b *Backend) exchange(ctx context.Context, out *http.Request) (*http.Response, error) {
-	if t, ok := b.Transport.(exchanger); ok {
+// exchange sends out, and reads the head of what is answered. net/http's transport wants the context in the request.
+func (b *Backend) exchange(ctx context.Context, out *http.Request) (*http1.Answer, error) {
+	if t, ok := b.Transport.(*http1.Transport); ok {
 		return t.Exchange(ctx, out)
 	}
-	return b.Transport.RoundTrip(out.WithContext(ctx))
+	r, err := b.Transport.RoundTrip(out.WithContext(ctx))
+	if err != nil {
+		return nil, err
+	}
+	return &http1.Answer{StatusCode: r.StatusCode, Status: r.Status, Fields: http1.FieldsOf(r.Header), ContentLength: r.ContentLength, Body: r.Body}, nil
 }
 
 // sendError tells whose fault it was that a request did not get an answer.
@@ -168,18 +163,19 @@ func (c *call) sendError(b *Backend, err error) error {
 }
 
 // relay passes the backend's answer on. It returns an error where the body could not be passed on whole.
-func (c *call) relay(answer *http.Response) error {
-	header := c.passHeader(answer.Header)
+func (c *call) relay(answer *http1.Answer) error {
+	fields := endToEnd(answer.Fields)
 	if answer.StatusCode >= 300 && answer.StatusCode < 400 {
 		// A client that follows it would take its token to a host we do not know.
-		header.Del("Location")
+		fields = slices.DeleteFunc(fields, named("Location"))
 	}
 	if answer.StatusCode >= 400 {
 		c.event.Error = "" // the body tells; see peekCode
 	}
-	if answer.ContentLength >= 0 && header.Get("Content-Length") == "" && c.in.Method != http.MethodHead && bodyAllowed(answer.StatusCode) {
-		header.Set("Content-Length", fmt.Sprint(answer.ContentLength))
+	if answer.ContentLength >= 0 && fields.Get("Content-Length") == "" && c.in.Method != http.MethodHead && bodyAllowed(answer.StatusCode) {
+		fields = append(fields, http1.Field{Name: "Content-Length", Value: strconv.FormatInt(answer.ContentLength, 10)})
 	}
+	c.out.pass(fields)
 	body := io.Reader(answer.Body)
 	if answer.StatusCode >= 400 && c.in.Method != http.MethodHead {
 		body = c.peekCode(body)
@@ -272,70 +268,71 @@ func (c *call) peekCode(body io.Reader) io.Reader {
 	return io.MultiReader(strings.NewReader(string(head)), body)
 }
 
-// passHeader has the answer to the client take the end-to-end headers of the backend's, which are its from here on.
-func (c *call) passHeader(from http.Header) http.Header {
-	endToEnd(from)
-	if adopting, ok := c.out.ResponseWriter.(interface{ Adopt(http.Header) }); ok {
-		adopting.Adopt(from)
-		return c.out.Header()
-	}
-	to := c.out.Header()
-	for name, values := range from {
-		to[name] = values
-	}
-	return to
-}
-
-// endToEnd takes out of a backend's answer what was between it and us, and what Sluice alone may say.
-func endToEnd(h http.Header) {
-	named := h["Connection"]
-	for name, values := range h {
-		switch name {
-		case "Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "X-Sluice-Request-Id":
-			delete(h, name)
+// endToEnd takes out of a backend's answer what was between it and us, and what Sluice alone may say; in place.
+func endToEnd(fields http1.Fields) http1.Fields {
+	connection := ""
+	kept := fields[:0]
+	for _, f := range fields {
+		switch f.Name {
+		case "Connection":
+			connection += "," + f.Value
+			continue
+		case "Keep-Alive", "Proxy-Authenticate", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "X-Sluice-Request-Id":
+			continue
 		case "Content-Encoding":
-			if len(values) > 0 && strings.Contains(strings.ToLower(values[0]), "aws-chunked") {
-				dropFraming(h)
+			if f.Value = withoutFraming(f.Value); f.Value == "" {
+				continue
+			}
+		default:
+			if strings.HasPrefix(f.Name, metaPrefix) {
+				f.Name = strings.ToLower(f.Name)
 			}
 		}
-		if len(named) > 0 && listed(named, name) {
-			delete(h, name)
-		}
+		kept = append(kept, f)
 	}
-	lowerMetadata(h)
+	if connection != "" {
+		kept = slices.DeleteFunc(kept, func(f http1.Field) bool { return listed(connection, f.Name) })
+	}
+	return kept
 }
 
-// dropFraming takes aws-chunked out of an answer's Content-Encoding. It is how an upload came, and S3 keeps the rest alone;
-// versitygw and others keep it, too, and browsers and some clients do not read an object with an encoding that they do not know.
-func dropFraming(h http.Header) {
-	codings := slices.DeleteFunc(strings.Split(strings.Join(h["Content-Encoding"], ","), ","), func(c string) bool {
+func named(name string) func(http1.Field) bool {
+	return func(f http1.Field) bool { return f.Name == name }
+}
+
+// withoutFraming takes aws-chunked out of an answer's Content-Encoding. It is how an upload came, and S3 keeps the rest
+// alone; versitygw and others keep it, too, and browsers and some clients do not read an object with an encoding that
+// they do not know.
+func withoutFraming(codings string) string {
+	if !strings.Contains(strings.ToLower(codings), "aws-chunked") {
+		return codings
+	}
+	left := slices.DeleteFunc(strings.Split(codings, ","), func(c string) bool {
 		c = strings.TrimSpace(c)
 		return c == "" || strings.EqualFold(c, "aws-chunked")
 	})
-	if len(codings) == 0 {
-		h.Del("Content-Encoding")
-		return
-	}
-	h["Content-Encoding"] = []string{strings.TrimSpace(strings.Join(codings, ","))}
+	return strings.TrimSpace(strings.Join(left, ","))
 }
 
-// lowerMetadata writes the names of user metadata in lower case, both ways. They have no case in S3, which answers so;
-// but backends keep names, and clients hand them to programs, as they come, and Go's are not as clients wrote them.
+// metaPrefix begins the names of user metadata. They have no case in S3, which answers so in lower case; but backends
+// keep names, and clients hand them to programs, as they come, and Go's are not as clients wrote them. So they are in
+// lower case both ways.
+const metaPrefix = "X-Amz-Meta-"
+
 func lowerMetadata(h http.Header) {
 	for name, values := range h {
-		if strings.HasPrefix(name, "X-Amz-Meta-") {
+		if strings.HasPrefix(name, metaPrefix) {
 			delete(h, name)
 			h[strings.ToLower(name)] = values
 		}
 	}
 }
 
-func listed(lists []string, name string) bool {
-	for _, list := range lists {
-		for item := range strings.SplitSeq(list, ",") {
-			if strings.EqualFold(strings.TrimSpace(item), name) {
-				return true
-			}
+// listed tells whether a list, separated by commas, has an item.
+func listed(list, name string) bool {
+	for item := range strings.SplitSeq(list, ",") {
+		if strings.EqualFold(strings.TrimSpace(item), name) {
+			return true
 		}
 	}
 	return false

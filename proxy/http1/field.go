@@ -59,37 +59,89 @@ func plain(s string) bool {
 	return true
 }
 
-// fields reads the lines of a head after the first into h. values is scratch; what is left of it is returned.
+// Field is a line of a head, its name as net/http writes it.
+type Field struct{ Name, Value string }
+
+// Fields are a head's, in their order. A list costs a fraction of what a map does where all that happens to it is to be
+// passed on.
+type Fields []Field
+
+// Get is the first value under name, "" where there is none.
+func (f Fields) Get(name string) string {
+	for i := range f {
+		if f[i].Name == name {
+			return f[i].Value
+		}
+	}
+	return ""
+}
+
+// FieldsOf is h as a list.
+func FieldsOf(h http.Header) Fields {
+	all := make(Fields, 0, len(h)+1)
+	for name, values := range h {
+		for _, value := range values {
+			all = append(all, Field{name, value})
+		}
+	}
+	return all
+}
+
+func (f Fields) header() http.Header {
+	h := make(http.Header, len(f))
+	values := make([]string, len(f)) // one array for all
+	for i := range f {
+		add(h, f[i].Name, f[i].Value, values[i:i+1:i+1])
+	}
+	return h
+}
+
+// add adds to h; room is for the value where it is the first.
+func add(h http.Header, name, value string, room []string) {
+	if old, ok := h[name]; ok {
+		h[name] = append(old, value)
+		return
+	}
+	room[0] = value
+	h[name] = room
+}
+
+// next reads the first of a head's lines after its start line, of which there is one.
 // https://www.rfc-editor.org/rfc/rfc9112#section-5
-func fields(lines string, h http.Header, values []string) ([]string, error) {
-	for lines != "\r\n" {
-		end := strings.IndexByte(lines, '\n') // there is one, and a CR before it: see reader.head
-		if end < 1 {
-			return nil, errMalformed
+func next(lines string) (f Field, rest string, err error) {
+	end := strings.IndexByte(lines, '\n') // there is one, and a CR before it: see reader.head
+	if end < 1 {
+		return f, "", errMalformed
+	}
+	line := lines[:end-1]
+	colon := strings.IndexByte(line, ':')
+	if colon < 1 || !all(line[:colon], isToken) { // a folded line begins with a space, which is no token
+		return f, "", errMalformed
+	}
+	value := trim(line[colon+1:])
+	if !plain(value) && !all(value, isValue) {
+		return f, "", errMalformed
+	}
+	return Field{canonical(line[:colon]), value}, lines[end+1:], nil
+}
+
+// noMore is what follows a head's last line.
+const noMore = "\r\n"
+
+// fields reads the lines of a head after the first into h. values is room for them.
+func fields(lines string, h http.Header, values []string) error {
+	for lines != noMore {
+		f, rest, err := next(lines)
+		if err != nil {
+			return err
 		}
-		line := lines[:end-1]
-		lines = lines[end+1:]
-		colon := strings.IndexByte(line, ':')
-		if colon < 1 || !all(line[:colon], isToken) { // a folded line begins with a space, which is no token
-			return nil, errMalformed
-		}
-		value := trim(line[colon+1:])
-		if !plain(value) && !all(value, isValue) {
-			return nil, errMalformed
-		}
-		name := canonical(line[:colon])
-		if old, ok := h[name]; ok {
-			h[name] = append(old, value)
-			continue
-		}
-		if len(values) == 0 {
+		if lines = rest; len(values) == 0 {
 			values = make([]string, 16)
 		}
-		values[0] = value
-		h[name] = values[:1:1]
+		add(h, f.Name, f.Value, values[:1:1])
 		values = values[1:]
 	}
-	return values, nil
+	return nil
 }
 
 func trim(s string) string {
@@ -138,15 +190,15 @@ type framing struct {
 
 // frame refuses what two readers could read in two ways: a length twice, a length beside chunks, an encoding other
 // than chunks. https://www.rfc-editor.org/rfc/rfc9112#section-6.3
-func frame(h http.Header) (framing, error) {
+func frame(lengths, encodings []string) (framing, error) {
 	f := framing{length: -1}
-	if encodings, ok := h["Transfer-Encoding"]; ok {
+	if len(encodings) > 0 {
 		if len(encodings) != 1 || !strings.EqualFold(encodings[0], "chunked") {
 			return f, errMalformed
 		}
 		f.chunked = true
 	}
-	if lengths, ok := h["Content-Length"]; ok {
+	if len(lengths) > 0 {
 		if len(lengths) != 1 || f.chunked {
 			return f, errMalformed
 		}

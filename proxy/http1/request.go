@@ -92,7 +92,7 @@ func (r *request) parse(head string) (status int, err error) {
 	}
 	clear(r.header)
 	clear(r.values[:])
-	if _, err := fields(head[end+1:], r.header, r.values[:]); err != nil {
+	if err := fields(head[end+1:], r.header, r.values[:]); err != nil {
 		return http.StatusBadRequest, err
 	}
 	hosts := r.header["Host"]
@@ -102,7 +102,7 @@ func (r *request) parse(head string) (status int, err error) {
 	if len(hosts) == 1 {
 		q.Host = hosts[0]
 	}
-	f, err := frame(r.header)
+	f, err := frame(r.header["Content-Length"], r.header["Transfer-Encoding"])
 	if err != nil {
 		if encodings := r.header["Transfer-Encoding"]; len(encodings) > 1 || len(encodings) == 1 && !strings.EqualFold(encodings[0], "chunked") {
 			return http.StatusNotImplemented, err

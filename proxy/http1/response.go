@@ -14,8 +14,8 @@ import (
 type response struct {
 	conn    *conn
 	header  http.Header
-	own     http.Header // used again and again, where none is adopted
-	out     []byte      // the head, and what follows it, until it is sent
+	passed  Fields
+	out     []byte // the head, and what follows it, until it is sent
 	status  int
 	length  int64 // of the body as declared; -1 = not
 	sent    int64 // of the body
@@ -35,26 +35,21 @@ const outBuffer = 16 << 10 // more than this and a write is worth its own call
 
 func (w *response) init(c *conn) {
 	w.conn = c
-	w.own = make(http.Header)
+	w.header = make(http.Header)
 }
 
 func (w *response) reset() {
-	clear(w.own)
-	w.header = w.own
+	clear(w.header)
+	w.passed = nil
 	w.out, w.status, w.length, w.sent, w.failure = w.out[:0], 0, -1, 0, nil
 	w.nobody, w.chunked, w.closing, w.headed, w.begun = false, false, false, false, false
 }
 
 func (w *response) Header() http.Header { return w.header }
 
-// Adopt makes h the answer's header, with what was set of it before: what passes an answer on has its header already, in
-// a map of its own. h is the answer's from here on.
-func (w *response) Adopt(h http.Header) {
-	for name, values := range w.header {
-		h[name] = values
-	}
-	w.header = h
-}
+// Pass has the answer have fields beside its header, and is to be called before WriteHeader; again, to take back what it
+// was told. A field is neither added to nor replaced by one of the header's.
+func (w *response) Pass(fields Fields) { w.passed = fields }
 
 // WriteHeader fixes the status and the header. 1xx are sent at once.
 func (w *response) WriteHeader(status int) {
@@ -76,14 +71,15 @@ func (w *response) WriteHeader(status int) {
 	w.begun = true
 	w.mu.Unlock()
 	w.nobody = w.conn.request.Method == http.MethodHead || status == http.StatusNoContent || status == http.StatusNotModified
-	if lengths, ok := w.header["Content-Length"]; ok {
-		n, err := int64(0), errMalformed
-		if len(lengths) == 1 {
-			n, err = length(lengths[0])
+	var room [2]string
+	lengths := append(room[:0], w.header["Content-Length"]...)
+	for i := range w.passed {
+		if w.passed[i].Name == "Content-Length" {
+			lengths = append(lengths, w.passed[i].Value)
 		}
-		if err != nil || status == http.StatusNoContent || status == http.StatusNotModified {
-			delete(w.header, "Content-Length")
-		} else {
+	}
+	if len(lengths) == 1 && status != http.StatusNoContent && status != http.StatusNotModified {
+		if n, err := length(lengths[0]); err == nil {
 			w.length = n
 		}
 	}
@@ -103,40 +99,51 @@ func (w *response) goOn() error {
 // head writes the head to out. whole is the length of a body that is known now and was not declared; -1 = not known.
 func (w *response) head(whole int64) {
 	w.headed = true
-	q := &w.conn.request.Request
-	h := w.header
-	w.closing = q.Close || hasToken(h["Connection"], "close") || w.conn.request.mustClose()
-	select {
-	case <-w.conn.server.ended:
-		w.closing = true
-	default:
-	}
 	b := append(w.out[:0], "HTTP/1.1 "...)
 	b = strconv.AppendInt(b, int64(w.status), 10)
 	b = append(b, ' ')
 	b = append(b, http.StatusText(w.status)...)
 	b = append(b, "\r\n"...)
-	for name, values := range h {
+	dated := false
+	field := func(name, value string) {
 		switch name {
-		case "Connection", "Transfer-Encoding", "Content-Length", "Keep-Alive", "Upgrade":
-			continue
+		case "Connection":
+			w.closing = w.closing || hasToken([]string{value}, "close")
+			return
+		case "Transfer-Encoding", "Content-Length", "Keep-Alive", "Upgrade":
+			return
 		case "Content-Type":
 			if w.status == http.StatusNotModified {
-				continue
+				return
 			}
+		case "Date":
+			dated = true
 		}
-		for _, value := range values {
-			if next, ok := appendField(b, name, value); ok {
-				b = next
-			} else if all(name, isToken) && name != "" {
-				b, _ = appendField(b, name, harmless(value))
-			}
+		if next, ok := appendField(b, name, value); ok {
+			b = next
+		} else if all(name, isToken) && name != "" {
+			b, _ = appendField(b, name, harmless(value))
 		}
 	}
-	if _, ok := h["Date"]; !ok {
+	for name, values := range w.header {
+		for _, value := range values {
+			field(name, value)
+		}
+	}
+	for i := range w.passed {
+		field(w.passed[i].Name, w.passed[i].Value)
+	}
+	if !dated {
 		b = append(b, "Date: "...)
 		b = append(b, date()...)
 		b = append(b, "\r\n"...)
+	}
+	q := &w.conn.request.Request
+	w.closing = w.closing || q.Close || w.conn.request.mustClose()
+	select {
+	case <-w.conn.server.ended:
+		w.closing = true
+	default:
 	}
 	switch {
 	case w.length >= 0:

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -64,11 +63,39 @@ var (
 // RoundTrip sends r and reads the head of the answer. Both go on in parallel where the body is not small, and an answer
 // that comes early ends the upload with the exchange.
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
-	return t.Exchange(r.Context(), r)
+	a, err := t.Exchange(r.Context(), r)
+	if err != nil {
+		return nil, err
+	}
+	response := &http.Response{
+		Status: a.Status, StatusCode: a.StatusCode, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: a.Fields.header(), ContentLength: a.ContentLength, Close: a.close, Request: r, Body: a.Body,
+	}
+	if a.old {
+		response.Proto, response.ProtoMinor = "HTTP/1.0", 0
+	}
+	if a.chunked {
+		response.TransferEncoding = []string{"chunked"}
+	}
+	return response, nil
 }
 
-// Exchange is RoundTrip in a context that is not r's: a request is given its own only by being copied.
-func (t *Transport) Exchange(ctx context.Context, r *http.Request) (*http.Response, error) {
+// Answer is what a backend answers, as far as Exchange has read it.
+type Answer struct {
+	StatusCode    int
+	Status        string // "200 OK"
+	Fields        Fields
+	ContentLength int64 // -1 = not told
+	Body          io.ReadCloser
+
+	old     bool // HTTP/1.0
+	chunked bool
+	close   bool
+}
+
+// Exchange is RoundTrip for who passes the answer on: with its fields as a list, and in a context that is not r's, for a
+// request is given its own only by being copied.
+func (t *Transport) Exchange(ctx context.Context, r *http.Request) (*Answer, error) {
 	if err := check(r); err != nil {
 		closeBody(r)
 		return nil, err
@@ -254,7 +281,7 @@ const smallBody = 16 << 10
 
 // exchange sends the request and reads the answer's head. untouched tells, beside an error, that no byte of an answer
 // had come and none of the body was read.
-func (l *link) exchange(ctx context.Context, r *http.Request, small []byte, expect bool) (_ *http.Response, untouched bool, err error) {
+func (l *link) exchange(ctx context.Context, r *http.Request, small []byte, expect bool) (_ *Answer, untouched bool, err error) {
 	e := &exchange{link: l}
 	if err := e.hold(ctx); err != nil {
 		l.conn.Close()
@@ -503,7 +530,8 @@ type exchange struct {
 	broken   bool // the connection must not be used again
 	ended    atomic.Bool
 	body     incoming
-	response http.Response
+	answer   Answer
+	fields   [16]Field // what most answers have room in
 }
 
 // hold has the exchange broken off when ctx ends, until release.
@@ -525,7 +553,7 @@ func (e *exchange) release() bool {
 }
 
 // answer reads the head of the final answer. https://www.rfc-editor.org/rfc/rfc9112#section-4
-func (l *link) answer(e *exchange, r *http.Request) (*http.Response, error) {
+func (l *link) answer(e *exchange, r *http.Request) (*Answer, error) {
 	for skipped := 0; ; skipped++ {
 		head, err := l.in.head()
 		if err != nil {
@@ -553,10 +581,26 @@ func (l *link) answer(e *exchange, r *http.Request) (*http.Response, error) {
 		if !all(line, isValue) {
 			return nil, fmt.Errorf("status line: %w", errMalformed)
 		}
-		lines := strings.Count(text[end+1:], "\n") - 1 // the last is empty
-		header := make(http.Header, lines)
-		if _, err := fields(text[end+1:], header, make([]string, lines)); err != nil {
-			return nil, err
+		a := &e.answer
+		*a = Answer{StatusCode: status, Status: line, Fields: e.fields[:0], Body: e}
+		var room [3][2]string
+		lengths, encodings, connection := room[0][:0], room[1][:0], room[2][:0]
+		for lines := text[end+1:]; lines != noMore; {
+			f, rest, err := next(lines)
+			if err != nil {
+				return nil, err
+			}
+			lines = rest
+			switch f.Name {
+			case "Content-Length":
+				lengths = append(lengths, f.Value)
+			case "Transfer-Encoding":
+				encodings = append(encodings, f.Value)
+				continue // it is told by chunked
+			case "Connection":
+				connection = append(connection, f.Value)
+			}
+			a.Fields = append(a.Fields, f)
 		}
 		if status < 200 {
 			if status == http.StatusSwitchingProtocols || skipped == 5 {
@@ -564,27 +608,15 @@ func (l *link) answer(e *exchange, r *http.Request) (*http.Response, error) {
 			}
 			continue
 		}
-		f, err := frame(header)
+		f, err := frame(lengths, encodings)
 		if err != nil {
 			return nil, err
 		}
-		old := text[7] == '0'
-		if old && f.chunked {
+		a.ContentLength, a.chunked, a.old = f.length, f.chunked, text[7] == '0'
+		if a.old && f.chunked {
 			return nil, errMalformed
 		}
-		a := &e.response
-		*a = http.Response{
-			Status: line, StatusCode: status, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-			Header: header, ContentLength: f.length, Request: r, Body: e,
-		}
-		if old {
-			a.Proto, a.ProtoMinor = "HTTP/1.0", 0
-		}
-		if f.chunked {
-			a.TransferEncoding = []string{"chunked"}
-			delete(header, "Transfer-Encoding")
-		}
-		a.Close = old || hasToken(header["Connection"], "close")
+		a.close = a.old || hasToken(connection, "close")
 		if r.Method == http.MethodHead || status == http.StatusNoContent || status == http.StatusNotModified {
 			if r.Method != http.MethodHead {
 				a.ContentLength = 0
@@ -592,9 +624,9 @@ func (l *link) answer(e *exchange, r *http.Request) (*http.Response, error) {
 			e.body.reset(&l.in, framing{length: 0}, false)
 		} else {
 			e.body.reset(&l.in, f, true)
-			a.Close = a.Close || e.body.kind == bodyClose
+			a.close = a.close || e.body.kind == bodyClose
 		}
-		e.broken = e.broken || a.Close
+		e.broken = e.broken || a.close
 		if e.body.done {
 			e.end(true)
 			a.Body = http.NoBody
