@@ -207,7 +207,12 @@ func (c *call) logout() {
 		}
 		writeCredentialsJSON(c.out, status, map[string]string{"error": "invalid_request", "error_description": e.Message})
 	}
-	if c.in.Method != http.MethodPost || !isForm(c.in) {
+	if c.in.Method != http.MethodPost {
+		c.out.Header().Set("Allow", "POST")
+		refuse(http.StatusMethodNotAllowed, &s3wire.Error{Code: "MethodNotAllowed", Message: "POST a form with logout_token"})
+		return
+	}
+	if !isForm(c.in) {
 		refuse(http.StatusBadRequest, &s3wire.Error{Code: "InvalidRequest", Message: "POST a form with logout_token"})
 		return
 	}
@@ -227,6 +232,9 @@ func (c *call) logout() {
 	}
 	if err := c.proxy.Auth.Logout(c.ctx, form.Get("logout_token")); err != nil {
 		status := http.StatusBadRequest
+		if errors.Is(err, identity.ErrNotShared) {
+			err = &identity.Error{Kind: identity.Unavailable, Message: "the logout is in force here, and could not be kept yet: send it again", Err: err}
+		}
 		if e, _ := translate(err); e.HTTPStatus() >= 500 {
 			status = e.HTTPStatus()
 		}

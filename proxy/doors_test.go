@@ -154,3 +154,54 @@ func TestT17HostIsTheNameOfTheConnection(t *testing.T) {
 		r.event()
 	}
 }
+
+// https://openid.net/specs/openid-connect-backchannel-1_0.html#BCRequest
+func TestLogoutDoor(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	const form = "application/x-www-form-urlencoded"
+	token := func() string { return r.issuer.LogoutToken(map[string]any{"aud": audience, "sid": "s-1"}) }
+	for _, test := range []struct {
+		name, method, query, kind, body string
+		status                          int
+	}{
+		{"GET", "GET", "", "", "", 405},
+		{"GET with the token in the query", "GET", "?logout_token=" + token(), "", "", 405},
+		{"PUT", "PUT", "", form, "logout_token=" + token(), 405},
+		{"JSON", "POST", "", "application/json", `{"logout_token": "` + token() + `"}`, 400},
+		{"the token alone", "POST", "", "application/jwt", token(), 400},
+		{"no form", "POST", "", form, "", 400},
+		{"the token in the query", "POST", "?logout_token=" + token(), form, "", 400},
+		{"two", "POST", "", form, "logout_token=" + token() + "&logout_token=" + token(), 400},
+		{"no token", "POST", "", form, "logout_token=x", 400},
+		{"an access token", "POST", "", form, "logout_token=" + r.token(), 400},
+		{"a logout token", "POST", "", form, "logout_token=" + token(), 200},
+		{"and what else the issuer says", "POST", "", form + "; charset=utf-8", "logout_token=" + token() + "&state=x", 200},
+	} {
+		request, err := http.NewRequest(test.method, r.URL+"/-/logout"+test.query, strings.NewReader(test.body))
+		must(t, err)
+		if test.kind != "" {
+			request.Header.Set("Content-Type", test.kind)
+		}
+		response, body := r.do(request)
+		if response.StatusCode != test.status || response.Header.Get("Cache-Control") != "no-store" {
+			t.Errorf("%s: %s, Cache-Control %q: %s", test.name, response.Status, response.Header.Get("Cache-Control"), body)
+		}
+		if test.status == 405 && response.Header.Get("Allow") != "POST" {
+			t.Errorf("%s: Allow %q", test.name, response.Header.Get("Allow"))
+		}
+		e := r.event()
+		if want := map[bool]string{true: "completed", false: "refused"}[test.status == 200]; string(e.Outcome) != want || e.Operation != "BackChannelLogout" {
+			t.Errorf("%s: event %+v", test.name, e)
+		}
+	}
+	response, _ := r.do(r.request("GET", "/b/web/x", nil))
+	if response.StatusCode != 404 && response.StatusCode != 200 {
+		t.Errorf("another session: %s", response.Status)
+	}
+	request := r.request("GET", "/b/web/x", nil)
+	request.Header.Set("Authorization", "Bearer "+r.token(map[string]any{"sid": "s-1"}))
+	if response, body := r.do(request); response.StatusCode != 403 {
+		t.Errorf("the session: %s %s", response.Status, body)
+	}
+	r.events(2)
+}

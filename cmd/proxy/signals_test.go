@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -269,6 +270,71 @@ func TestAdmin(t *testing.T) {
 	}
 	if status, text := ask("POST", "/-/reload", "", "let-me-in"); status != 200 || !strings.Contains(text, "revision") {
 		t.Errorf("%d %s", status, text)
+	}
+}
+
+// Killed while it revokes, again and again: what was acknowledged is in force at the next start, and no half-written file
+// keeps it from starting.
+func TestRevocationsSurviveKills(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "revocations")
+	r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{"revocation.file": file}})
+	config, err := os.ReadFile(r.proxy.ConfigFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	acknowledged := map[string]bool{}
+	for round := range 5 {
+		var mu sync.Mutex
+		var all sync.WaitGroup
+		for worker := range 4 {
+			all.Go(func() {
+				for n := range 1000 {
+					session := fmt.Sprintf("%d-%d-%d", round, worker, n)
+					answer, err := http.Post(r.proxy.AdminURL+"/revocations", "application/json", strings.NewReader(`{"session": "`+session+`"}`))
+					if err != nil {
+						return // killed
+					}
+					answer.Body.Close()
+					mu.Lock()
+					acknowledged[session] = acknowledged[session] || answer.StatusCode == 201
+					mu.Unlock()
+				}
+			})
+		}
+		time.Sleep(time.Duration(20+30*round) * time.Millisecond)
+		r.proxy.Kill()
+		all.Wait()
+		if round == 3 { // as a kill in the middle of a write leaves it, long ago
+			torn := file + ".1.tmp"
+			write(t, torn, `{"schema": "sluice.revocations/1", "revoc`)
+			if err := os.Chtimes(torn, time.Time{}, time.Now().Add(-time.Hour)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if r.proxy, err = r.StartProxy(context.Background(), string(config)); err != nil {
+			t.Fatal(err)
+		}
+		answer, err := http.Get(r.proxy.AdminURL + "/revocations")
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := io.ReadAll(answer.Body)
+		answer.Body.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for session, ok := range acknowledged {
+			if ok && !bytes.Contains(list, []byte(`"session":"`+session+`"`)) {
+				t.Errorf("round %d: the revocation of %s was acknowledged and is gone", round, session)
+			}
+		}
+	}
+	if len(acknowledged) < 50 {
+		t.Errorf("only %d revocations were made", len(acknowledged))
+	}
+	if _, err := os.Stat(file + ".1.tmp"); err == nil {
+		t.Error("what a kill left behind stays for ever")
 	}
 }
 

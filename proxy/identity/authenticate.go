@@ -17,7 +17,6 @@ type Authenticator struct {
 	cache       *tokenCache
 	sessions    *sessions
 	revocations *Revocations
-	logouts     seenLogouts
 	carryToken  bool
 }
 

@@ -3,7 +3,6 @@ package identity
 import (
 	"context"
 	"errors"
-	"sync"
 	"time"
 )
 
@@ -43,18 +42,20 @@ func (a *Authenticator) Logout(ctx context.Context, raw string) error {
 	if err := t.checkLogoutSignature(ctx, raw, sid); err != nil {
 		return err
 	}
-	// After the signature, or else anybody could use up the jti of a token to come.
-	if !a.logouts.first(t.issuer.name, t.id, t.expires.Add(t.issuer.leeway), a.now()) {
+	// After the signature, or else anybody could find out what has been used.
+	if isRevoked(a.revocations.Check(&Identity{Issuer: t.issuer.name, TokenID: t.id})) {
 		return badToken("this logout token was used before")
 	}
-	err = a.revokeLoggedOut(ctx, t, sid)
-	if err != nil && !errors.Is(err, ErrNotShared) {
-		a.logouts.forget(t.issuer.name, t.id) // the issuer will try again
+	if err := a.revokeLoggedOut(ctx, t, sid); err != nil {
+		return err // the issuer may try again
 	}
+	// What was used is kept as what is revoked is: over restarts, and at all replicas.
+	_, err = a.revocations.Add(ctx, Revocation{Issuer: t.issuer.name, TokenID: t.id, Until: t.expires.Add(t.issuer.leeway + time.Second)})
 	return err
 }
 
-// revokeLoggedOut counts from iat, so that the same token does the same whenever and wherever it is shown.
+// revokeLoggedOut counts from iat, so that the same token does the same whenever and wherever it is shown: at another replica, in
+// the moment before that knows that it was used.
 func (a *Authenticator) revokeLoggedOut(ctx context.Context, t *token, sid string) error {
 	until := t.issued.Add(revocationLife)
 	var err error
@@ -87,43 +88,4 @@ func (t *token) checkLogoutSignature(ctx context.Context, raw, sid string) error
 		return badToken("the token has a claim twice, in different spellings")
 	}
 	return t.agrees(checked.Issuer, checked.Subject, checked.Audience, checked.IssuedAt)
-}
-
-// seenLogouts remembers the jti of logout tokens until they expire.
-type seenLogouts struct {
-	mu   sync.Mutex // guards seen
-	seen map[[2]string]time.Time
-}
-
-// maxSeenLogouts bounds their memory. They come from issuers and live for minutes; where there are ever more, the
-// oldest may be shown again, to no effect: see revokeLoggedOut.
-const maxSeenLogouts = 1 << 16
-
-func (s *seenLogouts) first(issuer, id string, until, now time.Time) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, ok := s.seen[[2]string{issuer, id}]; ok {
-		return false
-	}
-	if s.seen == nil {
-		s.seen = map[[2]string]time.Time{}
-	}
-	if len(s.seen) >= maxSeenLogouts {
-		for key, end := range s.seen {
-			if now.After(end) {
-				delete(s.seen, key)
-			}
-		}
-		if len(s.seen) >= maxSeenLogouts {
-			clear(s.seen)
-		}
-	}
-	s.seen[[2]string{issuer, id}] = until
-	return true
-}
-
-func (s *seenLogouts) forget(issuer, id string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.seen, [2]string{issuer, id})
 }

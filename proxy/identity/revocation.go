@@ -143,6 +143,7 @@ func OpenRevocations(ctx context.Context, c RevocationConfig, now func() time.Ti
 		if err := probeDirectory(c.File); err != nil {
 			return nil, fmt.Errorf("revocation.file: %w", err)
 		}
+		removeLeftovers(c.File, now())
 	}
 	// Values of ctx may be of use to the store; its end is what hold is for.
 	background, end := context.WithCancel(context.WithoutCancel(ctx))
@@ -628,6 +629,24 @@ func probeDirectory(path string) error {
 		return err
 	}
 	return errors.Join(probe.Close(), os.Remove(probe.Name()))
+}
+
+// removeLeftovers removes what processes that were killed in replaceFile left behind. What is a minute old belongs to none
+// that still runs.
+func removeLeftovers(path string, now time.Time) {
+	directory, err := os.ReadDir(filepath.Dir(path))
+	if err != nil {
+		return
+	}
+	for _, entry := range directory {
+		name := entry.Name()
+		if !strings.HasPrefix(name, filepath.Base(path)+".") || !strings.HasSuffix(name, ".tmp") {
+			continue
+		}
+		if info, err := entry.Info(); err == nil && now.Sub(info.ModTime()) > time.Minute {
+			_ = os.Remove(filepath.Join(filepath.Dir(path), name))
+		}
+	}
 }
 
 // readRevocations reads the file; one that is not there has none. One that is not understood is an error: starting

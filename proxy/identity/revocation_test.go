@@ -2,7 +2,12 @@ package identity_test
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"maps"
@@ -379,6 +384,95 @@ func TestRevocationsOutliveAReload(t *testing.T) {
 	said(t, err, identity.Revoked, token)
 }
 
+// hmacToken is signed with HS256 and the bytes of a public key: what a verifier takes that goes by the token's word.
+func hmacToken(t *testing.T, issuer *oidctest.Issuer, payload string) string {
+	t.Helper()
+	key := issuer.Key()
+	public, err := x509.MarshalPKIXPublicKey(key.Public().Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"HS256","typ":"logout+jwt","kid":"` + issuer.Key().KeyID + `"}`))
+	mac := hmac.New(sha256.New, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public}))
+	mac.Write([]byte(head + "." + payload))
+	return head + "." + payload + "." + base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
+}
+
+// A logout token counts once: not again after a restart, nor at another replica, nor after an operator has let the session
+// in again.
+func TestLogoutTokensCountOnce(t *testing.T) {
+	issuer := newIssuer(t, oidctest.Options{})
+	store := startNATS(t).url()
+	replica := func() *identity.Authenticator {
+		a := trust(t, issuer, func(c *identity.Config) { c.Revocation.Store = store })
+		eventually(t, "it to share", shared(a.Revocations()))
+		return a
+	}
+	a, b := replica(), replica()
+	logout := issuer.LogoutToken(map[string]any{"aud": forUs, "sid": "s-1"})
+	if err := a.Logout(t.Context(), logout); err != nil {
+		t.Fatal(err)
+	}
+	refused := func(r *identity.Authenticator) bool {
+		return r.Revocations().Check(&identity.Identity{Issuer: issuer.URL(), Session: "s-1"}) != nil
+	}
+	eventually(t, "the other replica to know of both", func() bool { return refused(b) && len(b.Revocations().List()) == 2 })
+	for _, v := range b.Revocations().List() {
+		if v.Session != "" {
+			if err := b.Revocations().Delete(t.Context(), v.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	eventually(t, "the session to be let in again", func() bool { return !refused(a) && !refused(b) })
+	for name, r := range map[string]*identity.Authenticator{"here": a, "at another replica": b, "at a new one": replica()} {
+		if err := r.Logout(t.Context(), logout); err == nil || !strings.Contains(err.Error(), "used before") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if refused(a) || refused(b) {
+		t.Error("the session was logged out by a token that had been used")
+	}
+}
+
+// Replicas' clocks differ by minutes: what nobody gave an end refuses at all of them for as long as anything from before it
+// is good.
+func TestRevocationsWithSkewedClocks(t *testing.T) {
+	store := startNATS(t).url()
+	for _, skew := range []time.Duration{-4 * time.Minute, 4 * time.Minute} {
+		clock := newClock()
+		issuer := newIssuer(t, oidctest.Options{Now: clock.now})
+		replica := func(off time.Duration) *identity.Authenticator {
+			a := trust(t, issuer, func(c *identity.Config) {
+				c.Revocation.Store = store
+				c.Now = func() time.Time { return clock.now().Add(off) }
+				c.Issuers[0].Leeway = new(5 * time.Minute)
+			})
+			eventually(t, "it to share", shared(a.Revocations()))
+			return a
+		}
+		a, b := replica(0), replica(skew)
+		token := issuer.Token(map[string]any{"aud": forUs, "sub": "me", "exp": clock.now().Add(100 * time.Hour).Unix()})
+		if _, err := b.Authenticate(bearer(token)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.Revocations().Add(t.Context(), identity.Revocation{Issuer: issuer.URL(), Subject: "me"}); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the other replica to know", func() bool { return len(b.Revocations().List()) > 0 })
+		for range 27 {
+			for who, r := range map[string]*identity.Authenticator{"it": a, "the other": b} {
+				if _, err := r.Authenticate(bearer(token)); err == nil {
+					t.Errorf("clocks %v apart, %v later: %s lets it in", skew, clock.now().Sub(newClock().now()), who)
+				}
+			}
+			clock.pass(time.Hour)
+			a.Revocations().ForgetEnded()
+			b.Revocations().ForgetEnded()
+		}
+	}
+}
+
 func TestLogout(t *testing.T) {
 	clock := newClock()
 	issuer := newIssuer(t, oidctest.Options{Now: clock.now})
@@ -418,6 +512,21 @@ func TestLogout(t *testing.T) {
 		}
 		if !strings.Contains(err.Error(), test.says) || strings.Contains(err.Error(), token[len(token)-20:]) {
 			t.Errorf("%s: %v", test.name, err)
+		}
+	}
+	signed := issuer.LogoutToken(map[string]any{"aud": forUs, "sub": "me", "sid": "s-1"})
+	parts := strings.Split(signed, ".")
+	none := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"none","typ":"logout+jwt"}`))
+	for name, token := range map[string]string{
+		"alg none":               none + "." + parts[1] + ".",
+		"alg none, signed":       none + "." + parts[1] + "." + parts[2],
+		"no signature":           parts[0] + "." + parts[1] + ".",
+		"two parts":              parts[0] + "." + parts[1],
+		"another's signature":    parts[0] + "." + parts[1] + "." + strings.Split(issuer.LogoutToken(map[string]any{"aud": forUs, "sub": "me"}), ".")[2],
+		"HMAC by the public key": hmacToken(t, issuer, parts[1]),
+	} {
+		if err := a.Logout(t.Context(), token); err == nil || kind(err) != identity.BadToken {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 	if n := len(a.Revocations().List()); n != 0 {
