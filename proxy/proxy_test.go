@@ -525,6 +525,38 @@ func TestPolicyLimits(t *testing.T) {
 		t.Errorf("%s", response.Status)
 	}
 	r.events(2)
+
+	// Whatever frames the body: it is what the object will have that counts, and what says less than it sends ends nowhere.
+	const trailer = "X-Amz-Content-Sha256: STREAMING-UNSIGNED-PAYLOAD-TRAILER\r\nX-Amz-Trailer: x-amz-checksum-crc32\r\n"
+	const chunked = "Transfer-Encoding: chunked\r\n"
+	for name, c := range map[string]struct {
+		target, header, body string
+		status               int
+		code                 string
+	}{
+		"a part":                     {"?partNumber=1&uploadId=u", "Content-Length: 5\r\n", "12345", 400, "EntityTooLarge"},
+		"a small part":               {"?partNumber=1&uploadId=u", "Content-Length: 4\r\n", "1234", 200, ""},
+		"in frames":                  {"", trailer + "X-Amz-Decoded-Content-Length: 5\r\nContent-Length: 46\r\n", "5\r\n12345\r\n0\r\nx-amz-checksum-crc32:y/U6HA==\r\n\r\n", 400, "EntityTooLarge"},
+		"in frames that say less":    {"", trailer + "X-Amz-Decoded-Content-Length: 4\r\nContent-Length: 46\r\n", "5\r\n12345\r\n0\r\nx-amz-checksum-crc32:y/U6HA==\r\n\r\n", 400, ""},
+		"frames of unknown length":   {"", trailer + "Content-Length: 46\r\n", "5\r\n12345\r\n0\r\nx-amz-checksum-crc32:y/U6HA==\r\n\r\n", 411, "MissingContentLength"},
+		"chunked, of unknown length": {"", chunked, "5\r\n12345\r\n0\r\n\r\n", 411, "MissingContentLength"},
+		"chunked, and says so":       {"", chunked + "X-Amz-Decoded-Content-Length: 5\r\n", "5\r\n12345\r\n0\r\n\r\n", 400, "EntityTooLarge"},
+		"chunked, and says less":     {"", chunked + "X-Amz-Decoded-Content-Length: 4\r\n", "5\r\n12345\r\n0\r\n\r\n", 400, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r.backend.Forget()
+			response, body := r.raw("PUT /artifacts/web/k" + c.target + " HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + r.token() + "\r\n" + c.header + "\r\n" + c.body)
+			if response.StatusCode != c.status || c.code != "" && !strings.Contains(body, "<Code>"+c.code+"</Code>") {
+				t.Errorf("%s %s", response.Status, body)
+			}
+			r.event()
+			for _, q := range r.backend.Requests() {
+				if len(q.Body) > 4 {
+					t.Errorf("the backend took %q", q.Body)
+				}
+			}
+		})
+	}
 }
 
 func TestDeleteObjectsIsPartial(t *testing.T) {
