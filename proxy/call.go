@@ -378,9 +378,12 @@ func (c *call) cut(why int32) {
 	}
 	control := http.NewResponseController(c.out.ResponseWriter)
 	past := time.Unix(1, 0)
+	begun := c.out.begun.Load() // before anybody is woken, who would begin to tell why
 	_ = control.SetReadDeadline(past)
-	if c.out.begun.Load() {
+	if begun {
 		_ = control.SetWriteDeadline(past)
+	} else {
+		time.AfterFunc(time.Second, c.hangUp)
 	}
 	if why == cutIdle {
 		time.AfterFunc(cutGrace, c.breakOff)
@@ -389,11 +392,21 @@ func (c *call) cut(why int32) {
 	c.scope.End()
 }
 
+// breakOff ends the exchange with the backend.
 func (c *call) breakOff() {
 	c.ending.Lock()
 	defer c.ending.Unlock()
 	if !c.ended {
 		c.scope.End()
+	}
+}
+
+// hangUp ends writes to a client that does not even read why the exchange was cut.
+func (c *call) hangUp() {
+	c.ending.Lock()
+	defer c.ending.Unlock()
+	if !c.ended {
+		_ = http.NewResponseController(c.out.ResponseWriter).SetWriteDeadline(time.Unix(1, 0))
 	}
 }
 

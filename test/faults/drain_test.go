@@ -156,14 +156,22 @@ func TestMaxInFlight(t *testing.T) {
 	}
 	metrics, _ := io.ReadAll(answer.Body)
 	answer.Body.Close()
-	for _, want := range []string{"sluice_requests_unrecorded_total 3\n", "sluice_requests_in_flight 8\n"} {
+	for _, want := range []string{"sluice_requests_crowded_total 3\n", "sluice_requests_in_flight 8\n"} {
 		if !strings.Contains(string(metrics), "\n"+want) {
 			t.Errorf("no %q in /metrics", want)
 		}
 	}
 	close(release)
 	all.Wait()
-	r.events(t, 8)
+	refused := 0
+	for _, e := range r.events(t, 8+3) {
+		if e.Outcome == audit.Refused && e.Error == "SlowDown" {
+			refused++
+		}
+	}
+	if refused != 3 {
+		t.Errorf("%d events of requests that were refused", refused)
+	}
 	if answer, err := http.DefaultClient.Do(r.request(t, "GET", "later")); err != nil || answer.StatusCode != 200 {
 		t.Errorf("%v, %v", answer, err)
 	}

@@ -71,12 +71,14 @@ func newRig(t *testing.T, h http.Handler, set map[string]any) *rig {
 	return &rig{World: w, proxy: proxy, token: w.Workspace("env-1", "web", "dev@acme.com")}
 }
 
-// policyDir holds a policy under which a project may do anything below its own prefix.
+// policyDir holds a policy under which a project may do anything below its own prefix, and list it.
 func policyDir(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	const policy = `package s3.authz
-allow if startswith(input.key, concat("", [input.identity.attributes.project, "/"]))
+own := concat("", [input.identity.attributes.project, "/"])
+allow if startswith(input.key, own)
+allow if startswith(input.prefix, own)
 `
 	if err := os.WriteFile(filepath.Join(dir, "authz.rego"), []byte(policy), 0o644); err != nil {
 		t.Fatal(err)
