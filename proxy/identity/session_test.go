@@ -319,6 +319,8 @@ func TestSessionDuration(t *testing.T) {
 		{12 * time.Hour, 24 * time.Hour, 12 * time.Hour, 12 * time.Hour},
 		{12 * time.Hour, 24 * time.Hour, 15 * time.Minute, 15 * time.Minute},
 		{30 * time.Minute, 24 * time.Hour, 0, 30 * time.Minute},
+		{2 * time.Second, time.Hour, 0, 2 * time.Second},
+		{2 * time.Second, time.Hour, 15 * time.Minute, 2 * time.Second},
 		{0, time.Hour, 899 * time.Second, 0},
 		{0, time.Hour, 43201 * time.Second, 0},
 		{0, time.Hour, -time.Hour, 0},
@@ -538,7 +540,8 @@ func TestSessionsCheck(t *testing.T) {
 	}{
 		{identity.SessionsConfig{}, ""},
 		{identity.SessionsConfig{KeyFile: keyFile(t, newKey()), MaxDuration: 12 * time.Hour}, ""},
-		{identity.SessionsConfig{MaxDuration: time.Minute}, "max_duration"},
+		{identity.SessionsConfig{MaxDuration: time.Second}, ""},
+		{identity.SessionsConfig{MaxDuration: time.Millisecond}, "max_duration"},
 		{identity.SessionsConfig{MaxDuration: 13 * time.Hour}, "max_duration"},
 		{identity.SessionsConfig{MaxDuration: -1}, "max_duration"},
 		{identity.SessionsConfig{KeyFile: "/nowhere/session.keys"}, "key_file"},

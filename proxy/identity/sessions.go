@@ -33,20 +33,21 @@ type SessionsConfig struct {
 	// other replicas.
 	KeyFile string `yaml:"key_file"`
 
-	// MaxDuration is how long a session is good at most, 15m to 12h; it never outlives its OIDC token. Default: 1h.
+	// MaxDuration is how long a session is good at most, 1s to 12h; it never outlives its OIDC token. Default: 1h. SDKs ask
+	// for 15m at least and take what they get; below that they renew before each request.
 	MaxDuration time.Duration `yaml:"max_duration"`
 }
 
 const (
 	defaultDuration = time.Hour
-	minDuration     = 15 * time.Minute // both are STS's
+	minAsked        = 15 * time.Minute // both are STS's
 	maxDuration     = 12 * time.Hour
 )
 
 // Check reports every problem of the section, each with its path below it.
 func (c *SessionsConfig) Check(report func(path, problem string)) {
-	if c.MaxDuration != 0 && (c.MaxDuration < minDuration || c.MaxDuration > maxDuration) {
-		report("max_duration", fmt.Sprintf("%s is not between %s and %s", c.MaxDuration, minDuration, maxDuration))
+	if c.MaxDuration != 0 && (c.MaxDuration < time.Second || c.MaxDuration > maxDuration) {
+		report("max_duration", fmt.Sprintf("%s is not between %s and %s", c.MaxDuration, time.Second, maxDuration))
 	}
 	if c.KeyFile != "" {
 		if _, _, err := readSessionKeys(c.KeyFile); err != nil {
@@ -207,8 +208,8 @@ type Session struct {
 // Issue exchanges an OIDC token, verified as at every other door, for session credentials. They expire with the
 // token, or before. Its errors are *Error, but for a fault of its own.
 func (a *Authenticator) Issue(ctx context.Context, token string, request IssueRequest) (*Session, error) {
-	if request.Duration != 0 && (request.Duration < minDuration || request.Duration > maxDuration) {
-		return nil, refusal(Malformed, "the duration of a session must be between %d and %d seconds", minDuration/time.Second, maxDuration/time.Second)
+	if request.Duration != 0 && (request.Duration < minAsked || request.Duration > maxDuration) {
+		return nil, refusal(Malformed, "the duration of a session must be between %d and %d seconds", minAsked/time.Second, maxDuration/time.Second)
 	}
 	bearer, err := a.verifyToken(ctx, token)
 	if err != nil {
