@@ -136,7 +136,7 @@ func (c *AssumeRole) check(report func(path, problem string)) {
 		checkTemplate(c.SessionTags[key], checkTagValue, func(problem string) { report(at, problem) })
 	}
 	if c.SourceIdentity != "" {
-		checkTemplate(c.SourceIdentity, checkSourceIdentity, func(problem string) { report("source_identity", problem) })
+		checkTemplate(c.SourceIdentity, checkName, func(problem string) { report("source_identity", problem) })
 	}
 }
 

@@ -139,7 +139,7 @@ func (w *who) persona(p *Principal) *persona {
 			out.err = cannotName("source identity", "source_identity", err)
 			return out
 		}
-		out.source = value
+		out.source = awsName(p.Issuer, value)
 	}
 	if w.token && p.Token == "" {
 		out.err = &Error{Kind: NoToken,
@@ -213,7 +213,8 @@ func (l *limited) Write(b []byte) (int, error) {
 	return l.Builder.Write(b)
 }
 
-// What AWS takes in session tags and source identities. Nothing is mended here: two claims must not become one tag.
+// What AWS takes in session tags. Nothing is mended here: two claims must not become one tag, and policies in AWS
+// compare tags with the claims as they are.
 const (
 	maxTags     = 50
 	maxTagKey   = 128
@@ -253,9 +254,13 @@ func tagChars(s string) bool {
 	return true
 }
 
+// checkSourceIdentity is for what awsName cannot know: that there is nothing to be named.
 func checkSourceIdentity(value string) error {
-	if len(value) < 2 || len(value) > maxName || !cleanName(value) || strings.HasPrefix(value, "aws:") {
-		return errors.New("is not what AWS takes as a source identity (2 to 64 letters, digits and _+=,.@-)")
+	switch {
+	case value == "":
+		return errors.New("is empty")
+	case strings.Contains(value, "<no value>"): // how a template writes a null
+		return errors.New("needs a claim that the token lacks")
 	}
 	return nil
 }
@@ -263,17 +268,22 @@ func checkSourceIdentity(value string) error {
 const maxName = 64
 
 // sessionName is the RoleSessionName: what the identity calls its session, which is then in CloudTrail and in
-// aws:userid. One that STS does not take, or that could be mistaken for a mended one, gets its odd characters replaced
-// and a hash of who it is, so that no two names fall together.
+// aws:userid.
 func sessionName(p *Principal) string {
-	name := p.Session
-	if name == "" {
-		name = p.Subject
+	if p.Session == "" {
+		return awsName(p.Issuer, p.Subject)
 	}
-	if len(name) >= 2 && len(name) <= maxName && cleanName(name) && !mended.MatchString(name) {
+	return awsName(p.Issuer, p.Session)
+}
+
+// awsName is name as STS takes it for a session or a source identity. One that it does not take (subjects have colons and
+// slashes more often than not), or that could be mistaken for a mended one, gets its odd characters replaced and a
+// hash of whose it is, so that no two names fall together.
+func awsName(issuer, name string) string {
+	if checkName(name) == nil && !mended.MatchString(name) {
 		return name
 	}
-	sum := sha256.Sum256([]byte(p.Issuer + "\x00" + name))
+	sum := sha256.Sum256([]byte(issuer + "\x00" + name))
 	suffix := "=" + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:]))[:hashChars]
 	clean := strings.Map(func(r rune) rune {
 		if r < utf8.RuneSelf && nameChar(byte(r)) {
@@ -287,6 +297,13 @@ func sessionName(p *Principal) string {
 const hashChars = 13 // 65 bits
 
 var mended = regexp.MustCompile(fmt.Sprintf(`=[a-z2-7]{%d}$`, hashChars))
+
+func checkName(name string) error {
+	if len(name) < 2 || len(name) > maxName || !cleanName(name) {
+		return errors.New("is not what AWS takes as a source identity (2 to 64 letters, digits and _+=,.@-)")
+	}
+	return nil
+}
 
 func cleanName(s string) bool {
 	for i := range len(s) {

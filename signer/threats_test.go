@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -199,6 +200,42 @@ func TestT19MissingClaimIsRefused(t *testing.T) {
 				t.Errorf("%s %s: STS was asked: %v", field, text, s.last())
 			}
 		}
+	}
+}
+
+// The subjects of most issuers have characters that AWS does not take in a source identity. They act all the same, each
+// under a name of its own, and none can take another's.
+func TestT19SourceIdentitiesDoNotFallTogether(t *testing.T) {
+	s := newSTS(t)
+	conf := s.assume(t)
+	conf.SourceIdentity = "{{.Subject}}"
+	sig := s.signer(t, conf, signer.Options{})
+	named := map[string]string{}
+	name := func(subject string) string {
+		p := s.workspace("w")
+		p.Subject = subject
+		if err := sig.Sign(context.Background(), get(t), "UNSIGNED-PAYLOAD", signer.As{Principal: p}); err != nil {
+			t.Fatalf("%q: %v", subject, err)
+		}
+		got := s.last().Get("SourceIdentity")
+		if !regexp.MustCompile(`^[\w+=,.@-]{2,64}$`).MatchString(got) {
+			t.Errorf("%q: AWS does not take %q", subject, got)
+		}
+		if other, ok := named[got]; ok {
+			t.Errorf("%q and %q are both %q", subject, other, got)
+		}
+		named[got] = subject
+		return got
+	}
+	if got := name("dev@acme.com"); got != "dev@acme.com" {
+		t.Errorf("what AWS takes is %q", got)
+	}
+	mended := name("environment/env-1")
+	if !strings.HasPrefix(mended, "environment_env-1=") {
+		t.Errorf("the name is not readable: %q", mended)
+	}
+	for _, subject := range []string{"environment:env-1", "environment_env-1", mended, "a", "aws:x", strings.Repeat("s", 65), strings.Repeat("s", 66), "wéb", "repo:acme/web:ref:refs/heads/main"} {
+		name(subject)
 	}
 }
 
