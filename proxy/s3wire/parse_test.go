@@ -514,6 +514,24 @@ func TestEveryOperationComesBack(t *testing.T) {
 
 var update = flag.Bool("update", false, "write docs/operations.md")
 
+// Whoever reads the README alone knows what cannot be done.
+func TestREADMEListsWhatIsNotDone(t *testing.T) {
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, found := strings.Cut(string(text), "\n## Not supported\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	if !found || len(s3wire.Unsupported()) == 0 {
+		t.Fatal("nothing to look at")
+	}
+	for _, name := range s3wire.Unsupported() {
+		if !strings.Contains(section, "`"+name+"`") {
+			t.Errorf("README.md does not say that %s is not supported", name)
+		}
+	}
+}
+
 // docs/operations.md is the table for people.
 func TestDocumentation(t *testing.T) {
 	const file = "../../docs/operations.md"
