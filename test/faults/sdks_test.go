@@ -64,7 +64,7 @@ func TestSDKsUnderLimits(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := os.WriteFile(filepath.Join(dir, "large"), bytes.Repeat([]byte("large"), 5<<20), 0o644); err != nil { // goes in parts
+		if err := os.WriteFile(filepath.Join(dir, "large"), bytes.Repeat([]byte("large"), 2<<20), 0o644); err != nil { // goes in parts
 			t.Fatal(err)
 		}
 		return dir

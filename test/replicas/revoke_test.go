@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -195,5 +196,48 @@ func TestLogoutEverywhere(t *testing.T) {
 	events, err := f.proxies[0].WaitEvents(ctx, 4)
 	if err != nil || len(events) != 4 || events[2].Operation != "BackChannelLogout" || events[2].Outcome != audit.Completed {
 		t.Errorf("events %+v, %v", events, err)
+	}
+}
+
+// Replicas that lose NATS go on with what they know, say so, keep for themselves what is revoked meanwhile, and catch up.
+func TestReplicasWithoutNATS(t *testing.T) {
+	f := newFleet(t, 2, 1, nil)
+	f.store("web/small", []byte("x"))
+	ask := func(replica int, session string) int {
+		return status(f.bearer("GET", f.proxies[replica].URL, "web/small", f.workspace(session), nil, 0))
+	}
+	says := func(replica int, metric, ready string) func() bool {
+		return func() bool {
+			_, metrics := f.ask("GET", f.proxies[replica].AdminURL+"/metrics", nil)
+			code, body := f.ask("GET", f.proxies[replica].AdminURL+"/readyz", nil)
+			return strings.Contains(metrics, "\n"+metric+"\n") && code == 200 && strings.Contains(body, ready)
+		}
+	}
+	f.revoke(0, map[string]any{"session": "before"})
+	f.until(time.Second, "the other replica knows", func() bool { return ask(1, "before") == 403 })
+	for i := range f.proxies {
+		f.until(time.Second, "it says that it shares", says(i, "sluice_revocations_shared 1", `"revocations":{"ok":true}`))
+	}
+
+	f.nats[0].kill()
+	for i := range f.proxies {
+		f.until(5*time.Second, "it says that it does not", says(i, "sluice_revocations_shared 0", `"revocations":{"ok":true,"error":`))
+		if ask(i, "before") != 403 || ask(i, "other") != 200 {
+			t.Errorf("replica %d does not go on with what it knew", i)
+		}
+	}
+	if code, body := f.ask("POST", f.proxies[0].AdminURL+"/revocations", map[string]any{"session": "meanwhile", "issuer": f.Issuer.URL()}); code != 202 {
+		t.Errorf("%d %s", code, body)
+	}
+	if ask(0, "meanwhile") != 403 {
+		t.Error("not in force where it was revoked")
+	}
+	f.until(time.Second, "it says what it owes", says(0, "sluice_revocations_pending 1", ""))
+
+	f.nats[0].start()
+	f.until(10*time.Second, "the other replica knows, too", func() bool { return ask(1, "meanwhile") == 403 })
+	for i := range f.proxies {
+		f.until(10*time.Second, "it shares again", says(i, "sluice_revocations_shared 1", `"revocations":{"ok":true}`))
+		f.until(10*time.Second, "it owes nothing", says(i, "sluice_revocations_pending 0", ""))
 	}
 }
