@@ -4,6 +4,7 @@ import (
 	"crypto/subtle"
 	"encoding/json"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"os"
@@ -137,7 +138,11 @@ func (s *server) addRevocation(w http.ResponseWriter, r *http.Request) {
 	var revocation identity.Revocation
 	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10))
 	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&revocation); err != nil {
+	err := decoder.Decode(&revocation)
+	if _, more := decoder.Token(); err == nil && more != io.EOF {
+		err = errors.New("there is more than one")
+	}
+	if err != nil {
 		writeJSON(w, http.StatusBadRequest, map[string]string{"error": "the body is not a revocation: " + err.Error()})
 		return
 	}

@@ -263,7 +263,41 @@ func TestAdmin(t *testing.T) {
 	if got := r.get(t, "/artifacts/web/x"); got.StatusCode != 200 {
 		t.Errorf("a session that is revoked no more is refused: %s", got.Status)
 	}
-	for _, bad := range []string{"", "{}", `{"session": "a", "subject": "b"}`, `{"session": "a", "frobnicate": 1}`, `{"session": "a", "issuer": "https://elsewhere"}`} {
+	// Each of the three kinds, each until an end of its own.
+	for kind, value := range map[string]string{"session": "env-1", "subject": "environment/env-1", "token_id": "token-1"} {
+		token := r.Token(map[string]any{"sub": "environment/env-1", "environment_id": "env-1", "project_id": "web", "creator_email": "dev@acme.com", "jti": "token-1"})
+		asked := func() int {
+			request, err := http.NewRequest("GET", r.proxy.URL+"/artifacts/web/x", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			request.Header.Set("Authorization", "Bearer "+token)
+			answer, err := http.DefaultClient.Do(request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			answer.Body.Close()
+			return answer.StatusCode
+		}
+		until1 := time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
+		body := fmt.Sprintf(`{%q: %q, "issuer": %q, "until": %q}`, kind, value, r.Issuer.URL(), until1)
+		if status, text := ask("POST", "/revocations", body, "let-me-in"); status != 201 || !strings.Contains(text, `"until":"`+until1) {
+			t.Errorf("%s: %d %s", body, status, text)
+		}
+		if got := asked(); got != 403 {
+			t.Errorf("%s: %d", kind, got)
+		}
+		until(t, kind+" to end", func() bool { return asked() == 200 })
+		if time.Now().UTC().Format(time.RFC3339Nano) < until1 {
+			t.Errorf("%s: let in before %s", kind, until1)
+		}
+	}
+	for _, unguarded := range [][3]string{{"GET", "/revocations", ""}, {"DELETE", "/revocations/" + id, ""}, {"POST", "/-/reload", ""}} {
+		if status, _ := ask(unguarded[0], unguarded[1], unguarded[2], ""); status != 401 {
+			t.Errorf("%v without the token: %d", unguarded, status)
+		}
+	}
+	for _, bad := range []string{"", "{}", `{"session": "a"} {"session": "b"}`, `{"session": "a", "until": 1795420800}`, `{"session": "a", "until": "2020-01-01T00:00:00Z"}`, `{"session": "a", "subject": "b"}`, `{"session": "a", "frobnicate": 1}`, `{"session": "a", "issuer": "https://elsewhere"}`} {
 		if status, text := ask("POST", "/revocations", bad, "let-me-in"); status != 400 {
 			t.Errorf("%s: %d %s", bad, status, text)
 		}
