@@ -93,6 +93,7 @@ type shadow struct {
 	Allow   bool     `json:"allow"`
 	Differs bool     `json:"differs"`
 	Reasons []string `json:"reasons"`
+	Role    string   `json:"role"`
 	Error   string   `json:"error"`
 }
 

@@ -125,7 +125,7 @@ func TestTailIsForPeople(t *testing.T) {
 		`  sub-2 (env-2)  GetObject  artifacts/web/a.txt  DENY  403  0 B  12.3ms  no grant for \u001b[31mweb`,
 		"  ann@acme.com (env-1)  DeleteObjects  artifacts (3 accesses)  PART  200  1.0 KiB  12.3ms",
 		"  ann@acme.com (env-1)  CopyObject  vault/" + audit.HashKey("=secret") + " < artifacts/web/a.txt  allow  200  1.0 KiB  12.3ms",
-		"    candidate policy would refuse  vault is closed",
+		"    shadow policy would refuse: vault is closed",
 		"  ann@acme.com (env-1)  GetObject  artifacts/=cmd()  allow  -  1.0 KiB  12.3ms  aborted  the client went away",
 	} {
 		got := strings.Split(out.String(), "\n")[i]

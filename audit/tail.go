@@ -126,7 +126,7 @@ const (
 	plainC = "\x1b[0m"
 )
 
-// forPeople is the event on a line (two where the candidate policy disagrees).
+// forPeople is the event on a line (two where the shadow policy disagrees).
 func (ev *Event) forPeople(color bool) string {
 	paint := func(c, s string) string {
 		if !color || s == "" {
@@ -165,13 +165,26 @@ func (ev *Event) forPeople(color bool) string {
 	}
 	line := strings.Join(parts, "  ") + "\n"
 	if s := shadowOf(ev); s.Differs {
-		would := "would refuse"
-		if s.Allow {
-			would = "would allow"
-		}
-		line += paint(yellow, fmt.Sprintf("    candidate policy %s  %s", would, printable(or(strings.Join(s.Reasons, "; "), s.Error)))) + "\n"
+		line += paint(yellow, "    shadow policy "+printable(s.would(ev))) + "\n"
 	}
 	return line
+}
+
+// would is what the shadow policy would have done otherwise.
+func (s *shadow) would(ev *Event) string {
+	switch why := strings.Join(s.Reasons, "; "); {
+	case s.Error != "":
+		return "fails: " + s.Error
+	case !s.Allow && why != "":
+		return "would refuse: " + why
+	case !s.Allow:
+		return "would refuse"
+	case !ev.Decision.Allow:
+		return "would allow"
+	case s.Role != "" && s.Role != ev.Decision.Role:
+		return "would allow it on other terms, as " + s.Role
+	}
+	return "would allow it on other terms"
 }
 
 func statusColor(status int) string {

@@ -1,13 +1,13 @@
 package policy
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
+	"text/tabwriter"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/topdown"
@@ -276,57 +276,56 @@ func short(s string) string {
 	return s
 }
 
-// WriteText explains for people. Rules about other actions are left out.
-func (x *Explanation) WriteText(w io.Writer) error {
+// WriteAccesses tells people of each access what its rules made of it. Rules about other actions are left out.
+func (x *Explanation) WriteAccesses(w io.Writer) error {
 	p := &printer{w: w}
 	verdict := map[bool]string{true: "allowed", false: "refused"}
-	switch {
-	case x.Error != "":
-		p.printf("nothing decided: %s\n", x.Error)
-	default:
-		p.printf("%s by policy %s\n", verdict[x.Allow], x.Revision)
-	}
-	for _, reason := range x.Reasons {
-		p.printf("  because: %s\n", reason)
-	}
-	if x.Role != "" {
-		p.printf("  role: %s\n", x.Role)
-	}
-	if len(x.SessionPolicy) > 0 {
-		p.printf("  session policy: %s\n", x.SessionPolicy)
-	}
-	if x.Limits != nil {
-		p.printf("  limits: %+v\n", *x.Limits)
-	}
-	if x.FilterListing {
-		p.printf("  the listing shows only what may be read\n")
-	}
-	if s := x.Shadow; s != nil {
-		p.printf("  shadow policy %s: %s%s\n", s.Revision, cmp.Or(s.Error, verdict[s.Allow]), map[bool]string{true: ", which differs"}[s.Differs])
-	}
 	for _, a := range x.Accesses {
-		place := a.Bucket
-		if a.Key != "" || a.Prefix != "" {
-			place += "/" + cmp.Or(a.Key, a.Prefix)
-		}
-		p.printf("\n%s %s: %s\n", a.Action, place, verdict[a.Allow])
+		p.printf("\n%s on %s: %s\n", a.Action, a.where(), verdict[a.Allow])
 		for _, reason := range a.Reasons {
-			p.printf("  because: %s\n", reason)
+			p.printf("  because %s\n", reason)
 		}
+		table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		rows := &printer{w: table, err: p.err}
 		for _, r := range a.Rules {
-			if r.Elsewhere {
-				continue
+			if !r.Elsewhere {
+				rows.printf("  %s%s\t%s:%d\t%s\n", strings.Repeat("  ", r.Depth), r.Rule, r.File, r.Line, r.outcome())
 			}
-			p.printf("  %s%s %s  (%s:%d)\n", strings.Repeat("  ", r.Depth), map[bool]string{true: "+", false: "-"}[r.Holds], r.Rule, r.File, r.Line)
-			if r.Failed != nil {
-				p.printf("  %s    line %d: %s\n", strings.Repeat("  ", r.Depth), r.Failed.Line, r.Failed.Text)
-				for _, name := range sortedKeys(r.Failed.Values) {
-					p.printf("  %s      %s is %s\n", strings.Repeat("  ", r.Depth), name, r.Failed.Values[name])
-				}
-			}
+		}
+		if p.err = rows.err; p.err == nil {
+			p.err = table.Flush()
 		}
 	}
 	return p.err
+}
+
+func (a *AccessExplanation) where() string {
+	switch {
+	case a.Bucket == "":
+		return "all buckets"
+	case a.Key != "":
+		return a.Bucket + "/" + a.Key
+	case a.Prefix != "":
+		return a.Bucket + "/" + a.Prefix + "*"
+	}
+	return a.Bucket
+}
+
+func (r *RuleExplanation) outcome() string {
+	switch {
+	case r.Holds:
+		return "holds"
+	case r.Failed == nil:
+		return "fails"
+	}
+	text := fmt.Sprintf("fails at line %d: %s", r.Failed.Line, r.Failed.Text)
+	for i, name := range sortedKeys(r.Failed.Values) {
+		text += map[bool]string{true: "  (", false: ", "}[i == 0] + name + " = " + r.Failed.Values[name]
+	}
+	if len(r.Failed.Values) > 0 {
+		text += ")"
+	}
+	return text
 }
 
 // printer keeps the first error.

@@ -118,10 +118,10 @@ type Verdict struct {
 
 // Limits narrow the configured ones; 0 = no opinion.
 type Limits struct {
-	RequestsPerSecond float64
-	BytesPerSecond    int64
-	InFlight          int64
-	MaxObjectBytes    int64
+	RequestsPerSecond float64 `json:"requests_per_second,omitempty"`
+	BytesPerSecond    int64   `json:"bytes_per_second,omitempty"`
+	InFlight          int64   `json:"in_flight,omitempty"`
+	MaxObjectBytes    int64   `json:"max_object_bytes,omitempty"`
 }
 
 // ShadowDecision is what the candidate policy would have said. It differs where it would have decided an access

@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -14,22 +13,22 @@ import (
 	"time"
 )
 
-// Event is what a replay needs of an audit event. Its names are the audit log's.
+// Event is what a replay needs of an audit event.
 type Event struct {
-	ID        string           `json:"id"`
-	Time      time.Time        `json:"time"`
-	Identity  json.RawMessage  `json:"identity"` // as RecordedIdentity; kept as text, for it repeats
-	SourceIP  string           `json:"source_ip"`
-	UserAgent string           `json:"user_agent"`
-	Host      string           `json:"host"`
-	Operation string           `json:"operation"`
-	Accesses  []RecordedAccess `json:"accesses"`
-	Decision  RecordedDecision `json:"decision"`
-	Backend   RecordedBackend  `json:"backend"`
-	BytesIn   int64            `json:"bytes_in"`
+	ID        string
+	Time      time.Time
+	Identity  json.RawMessage // as RecordedIdentity; kept as text, for it repeats
+	SourceIP  string
+	UserAgent string
+	Host      string
+	Operation string
+	Accesses  []RecordedAccess
+	Decision  RecordedDecision
+	Backend   string
+	BytesIn   int64
 }
 
-// RecordedIdentity is Event.Identity. Of the claims it has those that audit.claims names.
+// RecordedIdentity is Event.Identity, by the audit log's names. Of the claims it has those that audit.claims names.
 type RecordedIdentity struct {
 	Issuer     string         `json:"issuer"`
 	Subject    string         `json:"subject"`
@@ -41,34 +40,16 @@ type RecordedIdentity struct {
 
 // RecordedAccess is one access of an event and what became of it.
 type RecordedAccess struct {
-	Action    string `json:"action"`
-	Bucket    string `json:"bucket"`
-	Key       string `json:"key"`
-	VersionID string `json:"version_id"`
-	Prefix    string `json:"prefix"`
-	Delimiter string `json:"delimiter"`
-	Allow     bool   `json:"allow"`
+	Action, Bucket, Key, VersionID string
+	Prefix, Delimiter              string
+	Allow                          bool
 }
 
 // RecordedDecision is what policy said then.
 type RecordedDecision struct {
-	Allow    bool   `json:"allow"`
-	Role     string `json:"role"`
-	Revision string `json:"policy_revision"`
-}
-
-// RecordedBackend is where the request went.
-type RecordedBackend struct {
-	Name string `json:"name"`
-}
-
-// ParseEvent reads a line of the audit log.
-func ParseEvent(line []byte) (*Event, error) {
-	e := &Event{}
-	if err := json.Unmarshal(line, e); err != nil {
-		return nil, fmt.Errorf("audit event: %w", err)
-	}
-	return e, nil
+	Allow    bool
+	Role     string
+	Revision string // "" = policy was not asked
 }
 
 // Question is what the event asked of policy, as far as it is recorded: of the request's headers, query and method
@@ -105,7 +86,7 @@ func (e *Event) question(subject *Subject) *Question {
 	for i, a := range e.Accesses {
 		q.Accesses[i] = Access{
 			Action: a.Action, Bucket: a.Bucket, Key: a.Key, VersionID: a.VersionID,
-			Prefix: a.Prefix, Delimiter: a.Delimiter, Backend: e.Backend.Name,
+			Prefix: a.Prefix, Delimiter: a.Delimiter, Backend: e.Backend,
 		}
 	}
 	return q
@@ -193,7 +174,7 @@ func Replay(ctx context.Context, candidate, inForce *Engine, events iter.Seq2[*E
 		}
 		var before *Decision // by the policy in force, asked only where there is something to compare
 		for i, a := range event.Accesses {
-			d := Difference{Action: a.Action, Bucket: a.Bucket, Backend: event.Backend.Name}
+			d := Difference{Action: a.Action, Bucket: a.Bucket, Backend: event.Backend}
 			var reasons []string
 			switch {
 			case decideErr != nil:
@@ -317,25 +298,4 @@ func (r *ReplayReport) WriteText(w io.Writer) error {
 		}
 	}
 	return p.err
-}
-
-// ReadEvents reads the lines of audit logs.
-func ReadEvents(r io.Reader) iter.Seq2[*Event, error] {
-	return func(yield func(*Event, error) bool) {
-		d := json.NewDecoder(r)
-		for line := 1; ; line++ {
-			e := &Event{}
-			err := d.Decode(e)
-			if errors.Is(err, io.EOF) {
-				return
-			}
-			if err != nil {
-				yield(nil, fmt.Errorf("audit event %d: %w", line, err))
-				return
-			}
-			if !yield(e, nil) {
-				return
-			}
-		}
-	}
 }

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"strings"
 	"testing"
@@ -13,32 +15,51 @@ import (
 	"github.com/sluice-s3/sluice/policy"
 )
 
-// recorded is a line of the audit log, as the contract has it.
-func recorded(id, subject, project, action, bucket, key string, allow bool, role string) string {
-	return fmt.Sprintf(`{"schema":"sluice.audit/1","seq":1,"id":%q,"time":"2026-11-23T00:00:00.123456Z","duration_ms":12.4,`+
-		`"identity":{"issuer":"i","subject":%q,"session":"env-42","method":"bearer","attributes":{"workspace":"","project":%q,"repository":"","user":"","groups":null},"claims":{}},`+
-		`"source_ip":"10.1.2.3","user_agent":"aws","host":"s3","operation":"GetObject","bucket":%[5]q,"key":%[6]q,"version_id":"",`+
-		`"accesses":[{"action":%[4]q,"bucket":%[5]q,"key":%[6]q,"allow":%[7]t}],`+
-		`"decision":{"allow":%[7]t,"reasons":[],"role":%[8]q,"policy_revision":"r1","shadow":null},`+
-		`"backend":{"name":"aws","status":200,"request_id":""},"status":200,"error":"","outcome":"completed","bytes_in":0,"bytes_out":0,"trace_id":"","prev":""}`,
-		id, subject, project, action, bucket, key, allow, role) + "\n"
+// recorded is an event of the audit log.
+func recorded(id, subject, project, action, bucket, key string, allow bool, role string) *policy.Event {
+	identity, err := json.Marshal(policy.RecordedIdentity{
+		Issuer: "i", Subject: subject, Session: "env-42", Method: "bearer", Attributes: policy.Attributes{Project: project},
+	})
+	if err != nil {
+		panic(err)
+	}
+	return &policy.Event{
+		ID: id, Time: time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC), Identity: identity, SourceIP: "10.1.2.3", Operation: "GetObject",
+		Accesses: []policy.RecordedAccess{{Action: action, Bucket: bucket, Key: key, Allow: allow}},
+		Decision: policy.RecordedDecision{Allow: allow, Role: role, Revision: "r1"}, Backend: "aws",
+	}
+}
+
+// log yields events, and then err where there is one.
+func log(events []*policy.Event, err error) iter.Seq2[*policy.Event, error] {
+	return func(yield func(*policy.Event, error) bool) {
+		for _, e := range events {
+			if !yield(e, nil) {
+				return
+			}
+		}
+		if err != nil {
+			yield(nil, err)
+		}
+	}
 }
 
 func TestReplay(t *testing.T) {
 	inForce := open(t, "package s3.authz\nallow if startswith(input.key, concat(``, [input.identity.attributes.project, `/`]))\nrole := \"a\" if input.bucket == \"roles\"\n")
 	candidate := open(t, "package s3.authz\nallow if { startswith(input.key, concat(``, [input.identity.attributes.project, `/`])); input.action != `s3:DeleteObject` }\nallow if input.bucket == `public`\n"+
 		"role := \"b\" if input.bucket == \"roles\"\nreasons contains `never delete` if input.action == `s3:DeleteObject`\n")
-	var log strings.Builder
+	var events []*policy.Event
 	for i := range 3 {
-		log.WriteString(recorded(fmt.Sprint("d", i), "dev", "web", "s3:DeleteObject", "b", fmt.Sprint("web/", i), true, "x"))
+		events = append(events, recorded(fmt.Sprint("d", i), "dev", "web", "s3:DeleteObject", "b", fmt.Sprint("web/", i), true, "x"))
 	}
-	log.WriteString(recorded("p1", "dev", "web", "s3:GetObject", "public", "other/x", false, ""))
-	log.WriteString(recorded("g1", "dev", "web", "s3:GetObject", "b", "web/x", true, "default"))
-	log.WriteString(recorded("r1", "dev", "web", "s3:GetObject", "roles", "web/x", true, "a"))
-	log.WriteString(recorded("u1", "other", "api", "s3:GetObject", "b", "web/x", true, "x")) // recorded by a policy that is no more
-	log.WriteString(strings.ReplaceAll(recorded("n1", "", "", "", "", "", false, ""), `"policy_revision":"r1"`, `"policy_revision":""`))
+	events = append(events, recorded("p1", "dev", "web", "s3:GetObject", "public", "other/x", false, ""))
+	events = append(events, recorded("g1", "dev", "web", "s3:GetObject", "b", "web/x", true, "default"))
+	events = append(events, recorded("r1", "dev", "web", "s3:GetObject", "roles", "web/x", true, "a"))
+	events = append(events, recorded("u1", "other", "api", "s3:GetObject", "b", "web/x", true, "x")) // recorded by a policy that is no more
+	events = append(events, recorded("n1", "", "", "", "", "", false, ""))
+	events[len(events)-1].Decision.Revision = "" // refused before policy was asked
 
-	report, err := policy.Replay(context.Background(), candidate, inForce, policy.ReadEvents(strings.NewReader(log.String())))
+	report, err := policy.Replay(context.Background(), candidate, inForce, log(events, nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,17 +85,17 @@ func TestReplay(t *testing.T) {
 	}
 
 	// Against itself nothing changes.
-	report, err = policy.Replay(context.Background(), inForce, inForce, policy.ReadEvents(strings.NewReader(log.String())))
+	report, err = policy.Replay(context.Background(), inForce, inForce, log(events, nil))
 	if err != nil || report.Changes() {
 		t.Errorf("%+v, %v", report, err)
 	}
 	// A candidate that cannot decide is told, and a log that cannot be read is an error.
 	failing := open(t, "package s3.authz\nallow if to_number(input.key) > 1\n")
-	report, err = policy.Replay(context.Background(), failing, nil, policy.ReadEvents(strings.NewReader(log.String())))
+	report, err = policy.Replay(context.Background(), failing, nil, log(events, nil))
 	if err != nil || report.Differences[0].Change != policy.Failed {
 		t.Errorf("%+v, %v", report, err)
 	}
-	if _, err := policy.Replay(context.Background(), candidate, nil, policy.ReadEvents(strings.NewReader(log.String()+"nonsense"))); err == nil {
+	if _, err := policy.Replay(context.Background(), candidate, nil, log(events, errors.New("not a log"))); err == nil {
 		t.Error("nonsense replayed")
 	}
 }
@@ -86,13 +107,13 @@ func TestReplayMany(t *testing.T) {
 		fmt.Sscan(s, &n)
 	}
 	e := openDir(t, startersDir(t, grown(100)))
-	var log bytes.Buffer
+	var events []*policy.Event
 	for i := range n {
 		key := []string{"web/", "shared/", "secret/"}[i%3] + fmt.Sprint(i)
-		log.WriteString(recorded(fmt.Sprint(i), fmt.Sprint("dev", i%500), "web", "s3:GetObject", "artifacts", key, i%3 != 2, "r"))
+		events = append(events, recorded(fmt.Sprint(i), fmt.Sprint("dev", i%500), "web", "s3:GetObject", "artifacts", key, i%3 != 2, "r"))
 	}
 	start := time.Now()
-	report, err := policy.Replay(context.Background(), e, e, policy.ReadEvents(&log))
+	report, err := policy.Replay(context.Background(), e, e, log(events, nil))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"reflect"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/sluice-s3/sluice/audit"
@@ -81,23 +82,8 @@ func build(ctx context.Context, c *Config, keep lasting, previous *parts) (_ *pa
 	if p.auth, err = identity.New(ctx, auth); err != nil {
 		return nil, err
 	}
-	p.policy, err = policy.Open(ctx, c.Policy, func(s policy.Status) {
-		if s.Err != nil {
-			keep.log.Error("policy not loaded; the one before stays in force", slog.String("revision", s.Revision), slog.Any("error", s.Err))
-		} else {
-			keep.log.Info("policy loaded", slog.String("revision", s.Revision))
-			for _, found := range s.Mistyped {
-				keep.log.Warn("a rule of this policy is never understood, and so refuses", slog.String("rule", found.String()))
-			}
-		}
-		switch {
-		case s.Shadow == nil:
-		case s.Shadow.Err != nil:
-			keep.log.Error("shadow policy not loaded; the one before is asked, if there was one", slog.String("revision", s.Shadow.Revision), slog.Any("error", s.Shadow.Err))
-		case s.Shadow.Revision != "":
-			keep.log.Info("shadow policy loaded", slog.String("revision", s.Shadow.Revision))
-		}
-	})
+	news := &policyNews{log: keep.log}
+	p.policy, err = policy.Open(ctx, c.Policy, news.heard)
 	if err != nil {
 		return nil, err
 	}
@@ -137,6 +123,37 @@ func build(ctx context.Context, c *Config, keep lasting, previous *parts) (_ *pa
 		return nil, fmt.Errorf("revocation.store: %w", err)
 	}
 	return p, nil
+}
+
+// policyNews logs what becomes of the policy and of its shadow, each where it changes.
+type policyNews struct {
+	log *slog.Logger
+
+	mu             sync.Mutex // both are watched at once; guards what was told last
+	policy, shadow string
+}
+
+func (n *policyNews) heard(s policy.Status) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.policy = n.tell(n.policy, "policy", s); s.Shadow != nil {
+		n.shadow = n.tell(n.shadow, "shadow policy", *s.Shadow)
+	}
+}
+
+func (n *policyNews) tell(before, what string, s policy.Status) (now string) {
+	now = fmt.Sprint(s.Revision, s.Loaded, s.Err)
+	switch {
+	case now == before:
+	case s.Err != nil:
+		n.log.Error(what+" not loaded; the one before stays in force", slog.String("revision", s.Revision), slog.Any("error", s.Err))
+	case s.Revision != "":
+		n.log.Info(what+" loaded", slog.String("revision", s.Revision))
+		for _, found := range s.Mistyped {
+			n.log.Warn("a rule of this "+what+" is never understood, and so refuses", slog.String("rule", found.String()))
+		}
+	}
+	return now
 }
 
 // build makes the backend that b describes.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -54,6 +55,23 @@ type explained struct {
 	RoleError string `json:"role_error,omitempty"`
 }
 
+// Validate refuses what would be passed over.
+func (cmd explainCommand) Validate() error {
+	ways := 0
+	for _, given := range []bool{cmd.Event != "", cmd.Access != "", cmd.Method != ""} {
+		if given {
+			ways++
+		}
+	}
+	if ways > 1 {
+		return errors.New("METHOD URL, --access and --event: give one of them")
+	}
+	if cmd.Event != "" && cmd.TokenFile != "" {
+		return errors.New("--event says whose request it was: leave out --token-file")
+	}
+	return nil
+}
+
 // Run answers why a request would be, or was, allowed or refused. Nothing is sent to a backend or to STS.
 func (cmd explainCommand) Run(out io.Writer) error {
 	c, err := loadConfig(cmd.Config)
@@ -65,6 +83,10 @@ func (cmd explainCommand) Run(out io.Writer) error {
 	engine, err := policy.Open(ctx, c.Policy, nil)
 	if err != nil {
 		return fmt.Errorf("policy: %w", err)
+	}
+	if c.Policy.Shadow != nil {
+		// It loads by itself, and in its own time. What becomes of it is told with its answer.
+		_ = engine.Reload(ctx)
 	}
 	if cmd.Event != "" {
 		return cmd.event(ctx, out, engine)
@@ -190,7 +212,7 @@ func (cmd explainCommand) event(ctx context.Context, out io.Writer, engine *poli
 	}
 	var e audit.Event
 	if err := json.Unmarshal(text, &e); err != nil {
-		return fmt.Errorf("--event: not one audit event: %w", err)
+		return fmt.Errorf("--event: not one audit event (give one line of the log: grep ID audit.jsonl | proxy explain --event -): %w", err)
 	}
 	if len(e.Accesses) == 0 {
 		return fmt.Errorf("the event has no accesses: the request was refused before policy was asked (%s)", e.Error)
@@ -207,7 +229,10 @@ func (cmd explainCommand) event(ctx context.Context, out io.Writer, engine *poli
 	if err != nil {
 		return err
 	}
-	answer := explained{Operation: e.Operation, Explanation: explanation, Backend: e.Backend.Name, ActAs: explanation.Role}
+	answer := explained{Operation: e.Operation, Explanation: explanation, Backend: e.Backend.Name}
+	if explanation.Allow {
+		answer.ActAs = cmp.Or(explanation.Role, e.Decision.Role) // where policy names none, the backend's own, which was taken then
+	}
 	answer.Identity.Issuer, answer.Identity.Subject, answer.Identity.Session = e.Identity.Issuer, e.Identity.Subject, e.Identity.Session
 	answer.Identity.Attributes = policy.Attributes(e.Identity.Attributes)
 	return cmd.print(out, &answer)
@@ -227,59 +252,45 @@ func (cmd explainCommand) print(out io.Writer, x *explained) error {
 	for _, reason := range x.Reasons {
 		fmt.Fprintf(out, "  because %s\n", reason)
 	}
-	switch {
-	case x.Backend == "":
+	if x.Backend == "" {
 		fmt.Fprintln(out, "backend: none has this bucket")
+	} else {
+		fmt.Fprintf(out, "backend: %s\n", x.Backend)
+	}
+	switch {
 	case !x.Allow:
-		fmt.Fprintf(out, "backend: %s\n", x.Backend)
 	case x.RoleError != "":
-		fmt.Fprintf(out, "backend: %s\nrole: refused: %s\n", x.Backend, x.RoleError)
-	default:
-		fmt.Fprintf(out, "backend: %s\n", x.Backend)
-		if x.ActAs != "" {
-			fmt.Fprintf(out, "role: %s\n", x.ActAs)
-		}
+		fmt.Fprintf(out, "role: refused: %s\n", x.RoleError)
+	case x.ActAs != "":
+		fmt.Fprintf(out, "role: %s\n", x.ActAs)
 	}
 	if len(x.SessionPolicy) > 0 {
 		fmt.Fprintf(out, "session policy: %s\n", x.SessionPolicy)
 	}
-	for _, a := range x.Accesses {
-		fmt.Fprintf(out, "\n%s on %s: %s\n", a.Action, where(a), said(a.Allow))
-		for _, reason := range a.Reasons {
-			fmt.Fprintf(out, "  because %s\n", reason)
-		}
-		table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-		for _, rule := range a.Rules {
-			if rule.Elsewhere {
-				continue // about other actions
+	if l := x.Limits; l != nil {
+		for _, limit := range []struct {
+			name  string
+			value float64
+		}{
+			{"requests_per_second", l.RequestsPerSecond}, {"bytes_per_second", float64(l.BytesPerSecond)},
+			{"in_flight", float64(l.InFlight)}, {"max_object_bytes", float64(l.MaxObjectBytes)},
+		} {
+			if limit.value > 0 {
+				fmt.Fprintf(out, "limit: %s %v\n", limit.name, limit.value)
 			}
-			state := "holds"
-			if !rule.Holds {
-				state = "fails"
-				if f := rule.Failed; f != nil {
-					state = fmt.Sprintf("fails at line %d: %s%s", f.Line, f.Text, values(f.Values))
-				}
-			}
-			fmt.Fprintf(table, "  %s%s\t%s:%d\t%s\n", strings.Repeat("  ", rule.Depth), rule.Rule, rule.File, rule.Line, state)
-		}
-		if err := table.Flush(); err != nil {
-			return err
 		}
 	}
-	return nil
-}
-
-func where(a policy.AccessExplanation) string {
-	at := a.Bucket
-	if a.Key != "" {
-		at += "/" + a.Key
-	} else if a.Prefix != "" {
-		at += "/" + a.Prefix + "*"
+	if x.FilterListing {
+		fmt.Fprintln(out, "listing: shows only what may be read")
 	}
-	if at == "" {
-		return "all buckets"
+	if s := x.Shadow; s != nil {
+		as := ""
+		if s.Role != "" {
+			as = " as " + s.Role
+		}
+		fmt.Fprintf(out, "shadow: %s%s, by policy %s%s\n", cmp.Or(s.Error, said(s.Allow)), as, s.Revision, map[bool]string{true: ": differs"}[s.Differs])
 	}
-	return at
+	return x.WriteAccesses(out)
 }
 
 func said(allow bool) string {
@@ -287,21 +298,6 @@ func said(allow bool) string {
 		return "allowed"
 	}
 	return "refused"
-}
-
-func values(v map[string]string) string {
-	if len(v) == 0 {
-		return ""
-	}
-	names := make([]string, 0, len(v))
-	for name := range v {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for i, name := range names {
-		names[i] = name + " = " + v[name]
-	}
-	return "  (" + strings.Join(names, ", ") + ")"
 }
 
 // access prints what the identity may do in one place: every action that an operation of Sluice's needs.
@@ -325,8 +321,6 @@ func (cmd explainCommand) access(ctx context.Context, out io.Writer, engine *pol
 		Allow  bool   `json:"allow"`
 	}
 	var rows []row
-	q := asked.Question
-	q.Accesses = nil
 	for _, action := range actions() {
 		access := template
 		access.Action = action.name
@@ -338,15 +332,13 @@ func (cmd explainCommand) access(ctx context.Context, out io.Writer, engine *pol
 		default:
 			access.Prefix = key
 		}
-		q.Accesses = append(q.Accesses, access)
-		rows = append(rows, row{action.name, access.Bucket, access.Key, access.Prefix, false})
-	}
-	allowed, err := engine.Allowed(ctx, q)
-	if err != nil {
-		return err
-	}
-	for i := range rows {
-		rows[i].Allow = allowed[i]
+		q := *asked.Question
+		q.Operation, q.Accesses = action.operation, []policy.Access{access}
+		allowed, err := engine.Allowed(ctx, &q)
+		if err != nil {
+			return err
+		}
+		rows = append(rows, row{action.name, access.Bucket, access.Key, access.Prefix, allowed[0]})
 	}
 	slices.SortStableFunc(rows, func(a, b row) int { // what one may, first
 		switch {
@@ -374,8 +366,9 @@ func (cmd explainCommand) access(ctx context.Context, out io.Writer, engine *pol
 }
 
 type action struct {
-	name   string
-	object bool
+	name      string
+	operation string // the first that needs it
+	object    bool
 }
 
 // actions are all that operations need, by name.
@@ -389,7 +382,7 @@ func actions() []action {
 		for _, name := range op.Actions {
 			if !seen[name] {
 				seen[name] = true
-				all = append(all, action{name, op.Level == "object"})
+				all = append(all, action{name, op.Name, op.Level == "object"})
 			}
 		}
 	}

@@ -2,7 +2,9 @@ package main_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -13,6 +15,8 @@ func TestExplain(t *testing.T) {
 	r := newRig(t, world.Options{}, world.ProxyOptions{})
 	token := filepath.Join(t.TempDir(), "token")
 	write(t, token, r.Workspace("env-1", "web", "dev@acme.com"))
+	log := filepath.Join(t.TempDir(), "log")
+	write(t, log, "{}\n{}\n")
 	base := []string{"explain", "--config", r.proxy.ConfigFile}
 
 	for name, c := range map[string]struct {
@@ -40,7 +44,10 @@ func TestExplain(t *testing.T) {
 			args: []string{"--token-file", token, "--access", "artifacts/web/x"},
 			want: []string{"s3:GetObject ", "allowed", "s3:ListBucket "},
 		},
-		"nobody": {args: []string{"GET", "/artifacts/web/x"}, want: []string{"--token-file"}, fail: true},
+		"two questions": {args: []string{"--event", token, "--access", "artifacts"}, want: []string{"give one of them"}, fail: true},
+		"two persons":   {args: []string{"--event", token, "--token-file", token}, want: []string{"leave out --token-file"}, fail: true},
+		"many events":   {args: []string{"--event", log}, want: []string{"give one line of the log"}, fail: true},
+		"nobody":        {args: []string{"GET", "/artifacts/web/x"}, want: []string{"--token-file"}, fail: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			out, err := runProxy(t, r.World, append(base[:len(base):len(base)], c.args...)...)
@@ -64,6 +71,35 @@ func TestExplain(t *testing.T) {
 		}
 		if err != nil || json.Unmarshal([]byte(out), &x) != nil || x.Allow || x.Operation != "GetObject" || len(x.Accesses) != 1 {
 			t.Errorf("%v\n%s", err, out)
+		}
+	})
+
+	// What an operation needs is asked as that operation: policies tell by it, too.
+	t.Run("operations", func(t *testing.T) {
+		dir := t.TempDir()
+		write(t, filepath.Join(dir, "a.rego"), "package s3.authz\nallow if input.operation in {\"GetObject\", \"ListObjectsV2\"}\nallow if {\ninput.operation == \"DeleteObject\"\ninput.key\n}\n")
+		config, err := r.ProxyConfig(world.ProxyOptions{PolicyDir: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(dir, "sluice.yaml")
+		write(t, file, config)
+		out, err := runProxy(t, r.World, "explain", "--config", file, "--token-file", token, "--access", "artifacts/web/x", "--json")
+		var rows []struct {
+			Action string
+			Allow  bool
+		}
+		if err != nil || json.Unmarshal([]byte(out), &rows) != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		var allowed []string
+		for _, row := range rows {
+			if row.Allow {
+				allowed = append(allowed, row.Action)
+			}
+		}
+		if fmt.Sprint(allowed) != "[s3:DeleteObject s3:GetObject]" {
+			t.Errorf("%v", allowed)
 		}
 	})
 
@@ -91,4 +127,58 @@ func TestExplain(t *testing.T) {
 			t.Errorf("%v\n%s", err, out)
 		}
 	})
+}
+
+// TestShadow: what the candidate would do otherwise is in the event, in a metric and in the log for people; that it
+// cannot be loaded is told, and stops nobody.
+func TestShadow(t *testing.T) {
+	candidate := t.TempDir()
+	rego := filepath.Join(candidate, "a.rego")
+	write(t, rego, "package s3.authz\nallow if input.key != \"web/x\"\nreasons contains \"not x\"\n")
+	r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{"policy.shadow.dir": candidate}})
+	r.store(t, "web/x", []byte("x"))
+	until(t, "the shadow loaded", func() bool { return strings.Contains(r.proxy.Log(), "shadow policy loaded") })
+	if got := r.get(t, "/artifacts/web/x"); got.StatusCode != 200 {
+		t.Errorf("the shadow was obeyed: %s", got.Status)
+	}
+	e := r.event(t)
+	var shadow struct {
+		Allow, Differs bool
+		Reasons        []string
+	}
+	if err := json.Unmarshal(e.Decision.Shadow, &shadow); err != nil || !e.Decision.Allow || shadow.Allow || !shadow.Differs || fmt.Sprint(shadow.Reasons) != "[not x]" {
+		t.Errorf("%s", e.Decision.Shadow)
+	}
+	if text := r.scrape(t); !regexp.MustCompile(`(?m)^sluice_policy_decisions_total\{.*shadow_differs="true".*\} 1$`).MatchString(text) {
+		t.Errorf("no difference is counted:\n%s", text)
+	}
+	out, err := runProxy(t, r.World, "audit", "tail", "--no-follow", "--shadow-differs", r.proxy.AuditFile)
+	if err != nil || !strings.Contains(out, "allow") || !strings.Contains(out, "shadow policy would refuse: not x") {
+		t.Errorf("%v\n%s", err, out)
+	}
+
+	write(t, rego, "package s3.authz\nallow if")
+	until(t, "the shadow's failure noticed", func() bool { return strings.Contains(r.proxy.Log(), "shadow policy not loaded") })
+	if got := r.get(t, "/artifacts/web/x"); got.StatusCode != 200 {
+		t.Errorf("%s", got.Status)
+	}
+	r.event(t)
+	if n := strings.Count(r.proxy.Log(), `"policy loaded"`); n != 1 {
+		t.Errorf("the policy's loading is told %d times", n)
+	}
+	out, err = runProxy(t, r.World, "explain", "--config", r.proxy.ConfigFile, "--event", eventFile(t, e))
+	if err != nil || !strings.Contains(out, "decision: allowed") || !strings.Contains(out, "shadow: a.rego:2") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func eventFile(t *testing.T, e any) string {
+	t.Helper()
+	text, err := json.Marshal(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "event.json")
+	write(t, file, string(text))
+	return file
 }

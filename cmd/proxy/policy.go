@@ -104,7 +104,7 @@ func recordedEvent(e *audit.Event) (*policy.Event, error) {
 		ID: e.ID, Time: e.Time, Identity: identity, SourceIP: e.SourceIP, UserAgent: e.UserAgent, Host: e.Host,
 		Operation: e.Operation, BytesIn: e.BytesIn,
 		Decision: policy.RecordedDecision{Allow: e.Decision.Allow, Role: e.Decision.Role, Revision: e.Decision.PolicyRevision},
-		Backend:  policy.RecordedBackend{Name: e.Backend.Name},
+		Backend:  e.Backend.Name,
 		Accesses: make([]policy.RecordedAccess, len(e.Accesses)),
 	}
 	for i, a := range e.Accesses {
