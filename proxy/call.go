@@ -58,6 +58,7 @@ type call struct {
 		recorded [2]audit.Access
 		out      http.Request
 		url      url.URL
+		id       [1]string
 	}
 
 	upload    atomic.Pointer[upload] // the body as it goes to the backend
@@ -93,7 +94,8 @@ func newCall(p *Proxy, w http.ResponseWriter, r *http.Request, record *audit.Rec
 	c.event.SourceIP = p.sourceIP(r)
 	c.event.Outcome = audit.Failed                        // until something better is known
 	c.event.Decision.PolicyRevision = p.Policy.Revision() // until policy is asked: the one it would have been asked of
-	c.out.Header().Set("X-Sluice-Request-Id", c.event.ID)
+	c.room.id[0] = c.event.ID
+	c.out.Header()["X-Sluice-Request-Id"] = c.room.id[:]
 	c.out.progress = &c.progress
 	c.among = p.Telemetry.inFlight.Add(1)
 	c.startSpan()

@@ -95,8 +95,8 @@ type WriteError struct{ Err error }
 func (e *WriteError) Error() string { return "write: " + e.Err.Error() }
 func (e *WriteError) Unwrap() error { return e.Err }
 
-// spliceBody moves a body of known length. handled is false where nothing has been done that a plain copy could not
-// go on from.
+// spliceBody moves a body of known length: by the kernel, or, where all of it has come with the head, from the buffer
+// that it is in. handled is false where nothing has been done that a plain copy could not go on from.
 func spliceBody(dst sink, src source, moved func(int) error) (total int64, handled bool, err error) {
 	body, from := src.take()
 	var broken error // the reading side
@@ -105,19 +105,26 @@ func spliceBody(dst sink, src source, moved func(int) error) (total int64, handl
 			err = failed
 		}
 	}()
-	if body == nil || from == nil || body.kind != bodyLength || body.failure != nil || body.left-int64(body.in.buffered()) < spliceFrom {
+	if body == nil || body.kind != bodyLength || body.failure != nil {
 		return 0, false, nil
 	}
-	if head := body.in.buffered(); head > 0 {
+	rest := body.left - int64(body.in.buffered())
+	if rest > 0 && (from == nil || rest < spliceFrom) {
+		return 0, false, nil
+	}
+	if head := min(int64(body.in.buffered()), body.left); head > 0 {
 		in := body.in
-		n, err := dst.Write(in.buf[in.r:in.w])
+		n, err := dst.Write(in.buf[in.r : in.r+int(head)])
 		in.r += n
 		body.left -= int64(n)
 		if err != nil {
 			return int64(n), true, &WriteError{err}
 		}
 		total = int64(n)
-		if err := moved(n); err != nil {
+		if body.left == 0 {
+			body.done = true // as of a read that came to the end: the taker may still be told to stop
+		}
+		if err := moved(n); err != nil || body.done {
 			return total, true, err
 		}
 	}
