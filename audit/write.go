@@ -10,8 +10,9 @@ const (
 	// batchBytes is about how much is written at once.
 	batchBytes = 1 << 20
 	// pace is how far apart batches are under load: a wake-up and a write for each event would cost more than the
-	// event. The first after a pause does not wait.
-	pace = 2 * time.Millisecond
+	// event. The first after a pause does not wait. A long write costs more than itself: Go's scheduler looks every 20 µs
+	// for who is held up by one, and goes on for 4 ms after it, so that at 2 ms it never rested.
+	pace = 10 * time.Millisecond
 )
 
 // batch is what is being written.
