@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
@@ -24,7 +25,7 @@ func (c *call) forward(body s3wire.Outbound) {
 	}
 	defer answer.Body.Close()
 	relay := c.relay
-	if c.decision.FilterListing && c.op.Listing() && answer.StatusCode == http.StatusOK {
+	if c.decision.FilterListing && c.op.Listing() && answer.StatusCode < 300 {
 		relay = c.relayFiltered
 	}
 	c.settle(relay(answer))
@@ -46,6 +47,11 @@ func (c *call) relayFiltered(answer *http1.Answer) error {
 	if c.in.Method == http.MethodHead {
 		c.out.WriteHeader(http.StatusOK)
 		return nil
+	}
+	if answer.StatusCode != http.StatusOK {
+		// S3 answers a listing with 200 and nothing else that is good; what this is cannot be filtered.
+		c.out.pass(nil)
+		return &backendDown{c.backendName(), fmt.Errorf("status %d to %s", answer.StatusCode, c.op.Name)}
 	}
 	err := c.op.FilterListing(c.out, answer.Body, func(listed []s3wire.Listed) ([]bool, error) {
 		keys := make([]string, len(listed))

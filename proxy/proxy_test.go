@@ -748,4 +748,28 @@ func TestListingsShowOnlyWhatOneMayRead(t *testing.T) {
 		t.Errorf("%s %s", response.Status, body)
 	}
 	check(t, r.event(), map[string]any{"outcome": "failed"})
+
+	// Nor does another kind of success get by the filter.
+	for _, status := range []int{201, 203, 206} {
+		r.backend.Answer(status, http.Header{"Content-Type": {"application/xml"}}, page)
+		if response, body := r.do(r.request("GET", "/artifacts?list-type=2", nil)); response.StatusCode != 503 || strings.Contains(body, "api/") {
+			t.Errorf("%d: %s %s", status, response.Status, body)
+		}
+		check(t, r.event(), map[string]any{"outcome": "failed"})
+	}
+	// The backend's own refusals pass as they are.
+	r.backend.Answer(404, nil, "<Error><Code>NoSuchBucket</Code></Error>")
+	if response, body := r.do(r.request("GET", "/artifacts?list-type=2", nil)); response.StatusCode != 404 || !strings.Contains(body, "NoSuchBucket") {
+		t.Errorf("%s %s", response.Status, body)
+	}
+	r.event()
+
+	// A policy that cannot judge a key is not the backend's fault.
+	r = newRig(t, rigOptions{policy: "package s3.authz\nallow if input.action == \"s3:ListBucket\"\nallow if to_number(input.key) > 1\nfilter_listing := true\n"})
+	r.backend.Answer(200, http.Header{"Content-Type": {"application/xml"}}, page)
+	response, body = r.do(r.request("GET", "/artifacts?list-type=2", nil))
+	if response.StatusCode != 403 || strings.Contains(body, "api/") {
+		t.Errorf("%s %s", response.Status, body)
+	}
+	check(t, r.event(), map[string]any{"outcome": "refused"})
 }
