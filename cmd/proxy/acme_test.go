@@ -36,6 +36,7 @@ import (
 // authority is Let's Encrypt's test server, pebble, and the name server that it and the proxy ask.
 type authority struct {
 	issuing   *ca.CAImpl
+	name      string // that certificates are asked for: certmagic keeps challenges by it, for the whole process
 	directory string
 	caFile    string // of the directory's own certificate
 	httpPort  int    // where it looks for http-01
@@ -58,6 +59,7 @@ func newAuthorityWith(t *testing.T, lifetime uint64, eabID, eabKey, responder st
 	a := &authority{zone: newZone(t)}
 	port := freePort(t)
 	a.address, a.httpPort = fmt.Sprintf("127.0.0.1:%d", port), freePort(t)
+	a.name = fmt.Sprintf("s3-%d.example.test", a.httpPort)
 
 	logger := log.New(io.Discard, "", 0)
 	store := db.NewMemoryStore()
@@ -86,7 +88,7 @@ func (a *authority) config(t *testing.T, change func(*ACME)) *ACME {
 		change(c)
 	}
 	c.setDefaults()
-	c.check([]string{"s3.example.test"}, func(path, text string) { t.Errorf("%s: %s", path, text) })
+	c.check([]string{a.name}, func(path, text string) { t.Errorf("%s: %s", path, text) })
 	return c
 }
 
@@ -97,7 +99,7 @@ func (a *authority) serve(t *testing.T, c *ACME, p pace) *certificates {
 	if err != nil {
 		t.Fatal(err)
 	}
-	certs, err := c.open([]string{"s3.example.test"}, listener.Addr(), p, testLog(t))
+	certs, err := c.open([]string{a.name}, listener.Addr(), p, testLog(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,11 +159,11 @@ func TestACMEIssuesByEachChallenge(t *testing.T) {
 			a := newAuthority(t, 0, "", "")
 			c := a.config(t, func(c *ACME) { c.Challenges = []string{challenge} })
 			certs := a.serve(t, c, pace{})
-			got := a.wait(t, "s3.example.test", anyCertificate)
+			got := a.wait(t, a.name, anyCertificate)
 			if !strings.Contains(got.Issuer.CommonName, "Pebble") {
 				t.Errorf("issued by %s", got.Issuer)
 			}
-			if at := certs.expiries()["s3.example.test"]; !at.Equal(got.NotAfter) {
+			if at := certs.expiries()[a.name]; !at.Equal(got.NotAfter) {
 				t.Errorf("expires %v, the certificate says %v", at, got.NotAfter)
 			}
 			// Clients that come by address send no name.
@@ -179,12 +181,12 @@ func TestACMERestartKeepsTheCertificate(t *testing.T) {
 	t.Parallel()
 	a := newAuthority(t, 0, "", "")
 	c := a.config(t, nil)
-	t.Run("before", func(t *testing.T) { a.serve(t, c, pace{}); a.wait(t, "s3.example.test", anyCertificate) })
+	t.Run("before", func(t *testing.T) { a.serve(t, c, pace{}); a.wait(t, a.name, anyCertificate) })
 	before := onlyCertificate(t, c.Storage)
 
 	a.stop() // the authority is gone, and nothing is to be asked of it
 	a.serve(t, c, pace{})
-	if after := a.wait(t, "s3.example.test", anyCertificate); !after.Equal(before) {
+	if after := a.wait(t, a.name, anyCertificate); !after.Equal(before) {
 		t.Error("another certificate after the restart")
 	}
 }
@@ -193,8 +195,8 @@ func TestACMERenews(t *testing.T) {
 	t.Parallel()
 	a := newAuthority(t, 12, "", "")
 	a.serve(t, a.config(t, nil), pace{check: 500 * time.Millisecond, window: .5})
-	first := a.wait(t, "s3.example.test", anyCertificate)
-	second := a.wait(t, "s3.example.test", func(c *x509.Certificate) bool { return !c.Equal(first) })
+	first := a.wait(t, a.name, anyCertificate)
+	second := a.wait(t, a.name, func(c *x509.Certificate) bool { return !c.Equal(first) })
 	if !second.NotAfter.After(first.NotAfter) {
 		t.Errorf("renewed until %v, was until %v", second.NotAfter, first.NotAfter)
 	}
@@ -212,8 +214,8 @@ func TestACMEWildcardByDNS(t *testing.T) {
 		c.DNS01 = &DNS01{Resolvers: []string{a.zone.address}, RFC2136: &RFC2136{Server: a.zone.address, KeyName: "sluice", KeySecretFile: secretFile}}
 	})
 	a.serve(t, c, pace{})
-	a.wait(t, "s3.example.test", anyCertificate)
-	if got := a.wait(t, "artifacts.s3.example.test", anyCertificate); !slices.Contains(got.DNSNames, "*.s3.example.test") {
+	a.wait(t, a.name, anyCertificate)
+	if got := a.wait(t, "artifacts."+a.name, anyCertificate); !slices.Contains(got.DNSNames, "*."+a.name) {
 		t.Errorf("names %v", got.DNSNames)
 	}
 	// The records are taken away again, in the background.
@@ -254,7 +256,7 @@ func TestACMEExternalAccount(t *testing.T) {
 	write(t, keyFile, []byte(base64.StdEncoding.EncodeToString(key)+"\n")) // plain base64, as some authorities hand it out
 	c := a.config(t, func(c *ACME) { c.EAB = &EAB{KeyID: "customer-7", HMACKeyFile: keyFile} })
 	a.serve(t, c, pace{})
-	a.wait(t, "s3.example.test", anyCertificate)
+	a.wait(t, a.name, anyCertificate)
 }
 
 // responder says of every certificate that it is in order, or what fault has it do instead.
@@ -312,10 +314,10 @@ func TestACMEStaplesOCSP(t *testing.T) {
 	t.Parallel()
 	a, r := newAuthorityWithResponder(t)
 	c := a.config(t, nil)
-	leaf := func() *x509.Certificate { return a.wait(t, "s3.example.test", anyCertificate) }
+	leaf := func() *x509.Certificate { return a.wait(t, a.name, anyCertificate) }
 	stapled := func() *ocsp.Response {
 		t.Helper()
-		state := a.handshake("s3.example.test")
+		state := a.handshake(a.name)
 		if state == nil || len(state.OCSPResponse) == 0 {
 			return nil
 		}
@@ -360,8 +362,8 @@ func TestACMEServesWithoutOCSP(t *testing.T) {
 			a, r := newAuthorityWithResponder(t)
 			r.fault.Store(&fault)
 			a.serve(t, a.config(t, nil), pace{})
-			a.wait(t, "s3.example.test", anyCertificate)
-			if state := a.handshake("s3.example.test"); state == nil || len(state.OCSPResponse) > 0 {
+			a.wait(t, a.name, anyCertificate)
+			if state := a.handshake(a.name); state == nil || len(state.OCSPResponse) > 0 {
 				t.Errorf("the handshake's state is %+v", state)
 			}
 			if r.asked.Load() == 0 {
@@ -382,7 +384,7 @@ func TestACMEServes(t *testing.T) {
 	write(t, file, fmt.Appendf(nil, `
 listen:
   address: %q
-  domains: [s3.example.test]
+  domains: [%s]
   tls: {acme: {directory: %q, ca_file: %q, storage: %q, challenges: [tls-alpn-01]}}
 admin: {address: "127.0.0.1:%d"}
 issuers: [{issuer: "http://127.0.0.1:1", audiences: [https://s3.example.test]}]
@@ -390,7 +392,7 @@ policy: {dir: testdata/policy}
 backends: [{name: b, buckets: ["*"], endpoint: "http://127.0.0.1:1", region: us-east-1, credentials: {static: {access_key_id_file: %q, secret_access_key_file: %q}}}]
 audit: {file: {path: %q}}
 log: {level: error}
-`, a.address, a.directory, a.caFile, filepath.Join(dir, "acme"), freePort(t), key, key, filepath.Join(dir, "audit.jsonl")))
+`, a.address, a.name, a.directory, a.caFile, filepath.Join(dir, "acme"), freePort(t), key, key, filepath.Join(dir, "audit.jsonl")))
 	c, err := loadConfig(file)
 	if err != nil {
 		t.Fatal(err)
@@ -400,10 +402,10 @@ log: {level: error}
 		t.Fatal(err)
 	}
 	defer s.shutdown()
-	got := a.wait(t, "s3.example.test", anyCertificate)
+	got := a.wait(t, a.name, anyCertificate)
 
 	for _, protocol := range []string{"h2", "http/1.1"} {
-		conn, err := tls.Dial("tcp", a.address, &tls.Config{ServerName: "s3.example.test", InsecureSkipVerify: true, NextProtos: []string{protocol}})
+		conn, err := tls.Dial("tcp", a.address, &tls.Config{ServerName: a.name, InsecureSkipVerify: true, NextProtos: []string{protocol}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -412,7 +414,7 @@ log: {level: error}
 		}
 		conn.Close()
 	}
-	if at := s.certificates.expiries()["s3.example.test"]; !at.Equal(got.NotAfter) {
+	if at := s.certificates.expiries()[a.name]; !at.Equal(got.NotAfter) {
 		t.Errorf("expires %v", at)
 	}
 }
