@@ -60,6 +60,7 @@ var treatments = []struct {
 	{"docs/audit.md", "sh", "jq", elsewhere("audit/docs_test.go", "jq .*?")},
 	{"docs/audit.md", "sh", "zstd", elsewhere("audit/docs_test.go", "zstd .*?")},
 	{"docs/audit.md", "sql", "SELECT", elsewhere("audit/docs_test.go", "```sql")},
+	{"docs/audit.md", "sql", "CREATE TABLE", elsewhere("audit/docs_test.go", "```sql")},
 	{"docs/audit.md", "yaml", "audit:", pieceOfConfiguration},
 
 	{"docs/aws-setup.md", "yaml", "credentials:", credentialsOfBackend},
@@ -73,6 +74,7 @@ var treatments = []struct {
 	{"docs/policy.md", "rego", "deny contains", rego("allow if input.action == \"s3:GetObject\"\n")},
 	{"docs/policy.md", "rego", "# one look-up", rego("")}, // and proxy check names the second of its rules
 	{"docs/replicas.md", "", "defaults", haproxy},
+	{"docs/replicas.md", "", "publish:", elsewhere("proxy/identity/announce_test.go", "docs/replicas.md")},
 	{"docs/telemetry.md", "yaml", "telemetry:", pieceOfConfiguration},
 
 	{"policies/README.md", "yaml", "policy:", pieceOfConfiguration},

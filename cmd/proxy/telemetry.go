@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -106,7 +107,7 @@ func startTelemetry(ctx context.Context, c Telemetry) (_ *telemetry, err error) 
 
 // exports says whether a signal is sent somewhere: by the configuration, or by OpenTelemetry's own variables.
 func (c Telemetry) exports(signal string) bool {
-	if disabled := os.Getenv("OTEL_SDK_DISABLED"); disabled == "true" {
+	if strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true") {
 		return false
 	}
 	if c.OTLP.Endpoint != "" {

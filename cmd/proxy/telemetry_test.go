@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"encoding/json"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -36,6 +37,7 @@ type receiver struct {
 	spans    []string
 	metrics  []string
 	logs     []string
+	headers  []http.Header
 }
 
 func newReceiver(t *testing.T) *receiver {
@@ -53,6 +55,9 @@ func newReceiver(t *testing.T) *receiver {
 		text, err := io.ReadAll(body)
 		if err == nil {
 			err = r.take(request.URL.Path, text)
+			r.mu.Lock()
+			r.headers = append(r.headers, request.Header)
+			r.mu.Unlock()
 		}
 		if err != nil {
 			t.Errorf("%s: %v", request.URL.Path, err)
@@ -221,6 +226,88 @@ func TestTelemetryByTheVariablesAlone(t *testing.T) {
 	}
 	if !slices.Contains(to.services, "by-variable") {
 		t.Errorf("sent as %q", to.services)
+	}
+}
+
+// TestTelemetryVariables: what else OpenTelemetry's variables promise, each by what the receiver sees of it.
+func TestTelemetryVariables(t *testing.T) {
+	for _, c := range []struct {
+		name, variable, value    string
+		header                   string // of every request
+		spans, metrics, disabled bool
+	}{
+		{"headers", "OTEL_EXPORTER_OTLP_HEADERS", "api-key=secret%20key", "secret key", true, true, false},
+		{"no sampling", "OTEL_TRACES_SAMPLER", "always_off", "", false, true, false},
+		{"no metrics", "OTEL_METRICS_EXPORTER", "none", "", true, false, false},
+		{"disabled", "OTEL_SDK_DISABLED", "True", "", false, false, true}, // the specification's booleans have no case
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			to := newReceiver(t)
+			soon(t)
+			t.Setenv(c.variable, c.value)
+			r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{"telemetry.otlp.endpoint": to.URL}})
+			r.fetch(t, r.Workspace("env-1", "web", "dev@acme.com"), "/artifacts/web/x")
+			r.event(t)
+			if err := r.proxy.Stop(); err != nil { // which sends what has not been sent
+				t.Error(err)
+			}
+			to.mu.Lock()
+			defer to.mu.Unlock()
+			if got := len(to.spans) > 0; got != c.spans {
+				t.Errorf("spans %q", to.spans)
+			}
+			if got := len(to.metrics) > 0; got != c.metrics {
+				t.Errorf("metrics %q", to.metrics)
+			}
+			if c.disabled && len(to.logs) > 0 {
+				t.Errorf("logs %q", to.logs)
+			}
+			for _, h := range to.headers {
+				if c.header != "" && h.Get("api-key") != c.header {
+					t.Errorf("sent with the headers %v", h)
+				}
+			}
+		})
+	}
+}
+
+// TestTelemetryByGRPC: OTEL_EXPORTER_OTLP_PROTOCOL chooses how it is sent.
+func TestTelemetryByGRPC(t *testing.T) {
+	soon(t)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	spoken := make(chan string, 64)
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			start := make([]byte, 16)
+			n, _ := io.ReadFull(conn, start)
+			conn.Close()
+			select {
+			case spoken <- string(start[:n]):
+			default:
+			}
+		}
+	}()
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://"+listener.Addr().String())
+	t.Setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+	t.Setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "500")
+	r := newRig(t, world.Options{}, world.ProxyOptions{})
+	r.fetch(t, r.Workspace("env-1", "web", "dev@acme.com"), "/artifacts/web/x")
+	r.event(t)
+	select {
+	case start := <-spoken:
+		if !strings.HasPrefix(start, "PRI * HTTP/2.0") {
+			t.Errorf("not gRPC: %q", start)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("nothing was sent")
 	}
 }
 
