@@ -88,10 +88,16 @@ func watchTree(ctx context.Context, tree string, reload func()) {
 	}
 }
 
-// addWatches watches every directory of the policy, and the one that the policy's own name is in: there a link is
-// swapped, or the directory replaced. Those that cannot be watched are left to the poll.
+// addWatches watches every directory of the policy. Where the policy's own name is a link that may be swapped, a file,
+// or not there, it watches the directory that the name is in, and only then: there may be the audit log and its
+// journal too, and to be told of every write to them costs a request as much again as the writes. Those that cannot be
+// watched are left to the poll.
 func addWatches(w *fsnotify.Watcher, tree string) {
-	w.Add(filepath.Dir(tree))
+	if info, err := os.Lstat(tree); err == nil && info.IsDir() {
+		w.Remove(filepath.Dir(tree)) // a directory tells itself that it is moved or removed
+	} else {
+		w.Add(filepath.Dir(tree))
+	}
 	root, err := filepath.EvalSymlinks(tree)
 	if err != nil {
 		return

@@ -93,6 +93,25 @@ func TestReload(t *testing.T) {
 	heard(func(s policy.Status) bool { return s.Err == nil && s.Revision == first.Revision })
 }
 
+// TestReloadReplaced puts another directory in the place of the policy's, whose neighbours are not watched.
+func TestReloadReplaced(t *testing.T) {
+	t.Parallel()
+	d := filepath.Join(t.TempDir(), "policy")
+	write(t, filepath.Join(d, "policy.rego"), allowAll)
+	write(t, filepath.Join(d+".new", "policy.rego"), allowNone)
+	e, heard := watched(t, policy.Config{Dir: d})
+	first := e.Status()
+	if err := os.Rename(d, d+".old"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(d+".new", d); err != nil {
+		t.Fatal(err)
+	}
+	second := heard(func(s policy.Status) bool { return s.Err == nil && s.Revision != first.Revision })
+	write(t, filepath.Join(d, "policy.rego"), "package s3.authz\nallow := input.key == `x`\n")
+	heard(func(s policy.Status) bool { return s.Err == nil && s.Revision != second.Revision })
+}
+
 // TestReloadConfigMap swaps versions as a Kubernetes volume does: a link that another link goes through.
 func TestReloadConfigMap(t *testing.T) {
 	t.Parallel()
