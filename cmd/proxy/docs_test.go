@@ -73,6 +73,7 @@ var treatments = []struct {
 	{"docs/policy.md", "yaml", "policy:", pieceOfConfiguration},
 	{"docs/policy.md", "rego", "deny contains", rego("allow if input.action == \"s3:GetObject\"\n")},
 	{"docs/policy.md", "rego", "# one look-up", rego("")}, // and proxy check names the second of its rules
+	{"docs/replicas.md", "", "publish:", elsewhere("proxy/identity/announce_test.go", "func TestNATSPermissions")},
 	{"docs/replicas.md", "", "defaults", haproxy},
 	{"docs/replicas.md", "", "publish:", elsewhere("proxy/identity/announce_test.go", "docs/replicas.md")},
 	{"docs/telemetry.md", "yaml", "telemetry:", pieceOfConfiguration},

@@ -2,7 +2,6 @@ package main_test
 
 import (
 	"bytes"
-	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -14,17 +13,11 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
-	"github.com/aws/aws-sdk-go-v2/credentials/stscreds"
-	"github.com/aws/aws-sdk-go-v2/service/s3"
-	"github.com/aws/aws-sdk-go-v2/service/sts"
 
 	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/examples/world"
+	"github.com/sluice-s3/sluice/examples/world/worldtest"
 )
-
-type tokenText string
-
-func (t tokenText) GetIdentityToken() ([]byte, error) { return []byte(t), nil }
 
 // transferWays make a request somebody's: each way in that a transfer can have come by.
 var transferWays = map[string]func(t *testing.T, r *rig, client *http.Client, request *http.Request, token string){
@@ -55,8 +48,7 @@ var transferWays = map[string]func(t *testing.T, r *rig, client *http.Client, re
 // exchange gets session credentials as the SDKs do.
 func (r *rig) exchange(t *testing.T, client *http.Client, token string) aws.Credentials {
 	t.Helper()
-	c := sts.New(sts.Options{BaseEndpoint: &r.proxy.URL, Region: r.Region, HTTPClient: client})
-	credentials, err := stscreds.NewWebIdentityRoleProvider(c, world.RoleARN("any"), tokenText(token)).Retrieve(t.Context())
+	credentials, err := worldtest.Session(r.World, client, r.proxy.URL, token).Retrieve(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +157,7 @@ func TestRevokedInFlight(t *testing.T) {
 				t.Errorf("%s: cut after %v", x.name, took)
 			}
 			if x.key != "web/large" {
-				if _, err := r.S3Client().HeadObject(context.Background(), &s3.HeadObjectInput{Bucket: aws.String("artifacts"), Key: &x.key}); err == nil {
+				if worldtest.Stored(t, r.World, x.key) {
 					t.Errorf("%s: the backend has it", x.name)
 				}
 			}

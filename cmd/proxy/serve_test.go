@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -22,13 +21,10 @@ import (
 
 	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/examples/world"
+	"github.com/sluice-s3/sluice/examples/world/worldtest"
 )
 
-func TestMain(m *testing.M) {
-	world.Main()
-	os.Unsetenv("AWS_CA_BUNDLE") // it breaks SDK clients that are given an HTTP client
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { worldtest.Main(m) }
 
 // rig is a world with the built proxy in front of it.
 type rig struct {
@@ -39,36 +35,17 @@ type rig struct {
 
 func newRig(t *testing.T, o world.Options, p world.ProxyOptions) *rig {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	t.Cleanup(cancel)
 	if o.Buckets == nil {
-		o.Buckets = []string{"artifacts", "other"}
+		o.Buckets = []string{worldtest.Bucket, "other"}
 	}
-	w, err := world.Start(ctx, o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { w.Stop() })
 	if p.PolicyDir == "" {
-		p.PolicyDir, err = filepath.Abs("testdata/policy")
-		if err != nil {
+		var err error
+		if p.PolicyDir, err = filepath.Abs("testdata/policy"); err != nil {
 			t.Fatal(err)
 		}
 	}
-	config, err := w.ProxyConfig(p)
-	if err != nil {
-		t.Fatal(err)
-	}
-	proxy, err := w.StartProxy(ctx, config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("the proxy logged:\n%s", proxy.Log())
-		}
-	})
-	return &rig{World: w, proxy: proxy}
+	w := worldtest.Start(t, o)
+	return &rig{World: w, proxy: worldtest.Proxy(t, w, p)}
 }
 
 // bearer is an HTTP client that sends a token and nothing else.

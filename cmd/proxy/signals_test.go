@@ -14,11 +14,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/service/s3"
-
 	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/examples/world"
+	"github.com/sluice-s3/sluice/examples/world/worldtest"
 )
 
 // get starts a download with a workspace's token, and leaves its body unread.
@@ -40,19 +38,13 @@ func (r *rig) get(t *testing.T, target string) *http.Response {
 // store puts an object straight at the backend.
 func (r *rig) store(t *testing.T, key string, content []byte) {
 	t.Helper()
-	if _, err := r.S3Client().PutObject(context.Background(), &s3.PutObjectInput{Bucket: aws.String("artifacts"), Key: aws.String(key), Body: bytes.NewReader(content)}); err != nil {
-		t.Fatal(err)
-	}
+	worldtest.Store(t, r.World, key, content)
 }
 
 // until waits for something that happens in another process.
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within 20 s: %s", what)
-		}
-	}
+	worldtest.Until(t, 20*time.Second, what, ok)
 }
 
 func TestDrain(t *testing.T) {

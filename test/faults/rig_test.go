@@ -13,19 +13,15 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/examples/world"
+	"github.com/sluice-s3/sluice/examples/world/worldtest"
 )
 
-func TestMain(m *testing.M) {
-	world.Main()
-	os.Unsetenv("AWS_CA_BUNDLE") // it breaks SDK clients that are given an HTTP client
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { worldtest.Main(m) }
 
 // rig is the built proxy in front of a backend that the test is.
 type rig struct {
@@ -37,14 +33,8 @@ type rig struct {
 // newRig gives the proxy a backend that handles requests by h, or the world's own where h is nil.
 func newRig(t *testing.T, h http.Handler, set map[string]any) *rig {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	t.Cleanup(cancel)
-	w, err := world.Start(ctx, world.Options{Buckets: []string{"artifacts"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { w.Stop() })
-	o := world.ProxyOptions{PolicyDir: policyDir(t), Set: map[string]any{}}
+	w := worldtest.Start(t, world.Options{})
+	o := world.ProxyOptions{PolicyDir: worldtest.ProjectPolicy(t), Set: map[string]any{}}
 	if h != nil {
 		backend := httptest.NewServer(h)
 		t.Cleanup(backend.Close)
@@ -55,35 +45,7 @@ func newRig(t *testing.T, h http.Handler, set map[string]any) *rig {
 	for path, value := range set {
 		o.Set[path] = value
 	}
-	config, err := w.ProxyConfig(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	proxy, err := w.StartProxy(ctx, config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("the proxy logged:\n%.8000s", proxy.Log())
-		}
-	})
-	return &rig{World: w, proxy: proxy, token: w.Workspace("env-1", "web", "dev@acme.com")}
-}
-
-// policyDir holds a policy under which a project may do anything below its own prefix, and list it.
-func policyDir(t *testing.T) string {
-	t.Helper()
-	dir := t.TempDir()
-	const policy = `package s3.authz
-own := concat("", [input.identity.attributes.project, "/"])
-allow if startswith(input.key, own)
-allow if startswith(input.prefix, own)
-`
-	if err := os.WriteFile(filepath.Join(dir, "authz.rego"), []byte(policy), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	return dir
+	return &rig{World: w, proxy: worldtest.Proxy(t, w, o), token: w.Workspace("env-1", "web", "dev@acme.com")}
 }
 
 // address is the proxy's host:port.

@@ -15,12 +15,11 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/credentials/stscreds"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
-	"github.com/aws/aws-sdk-go-v2/service/sts"
 
 	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/examples/world"
+	"github.com/sluice-s3/sluice/examples/world/worldtest"
 )
 
 const (
@@ -94,10 +93,9 @@ func TestSDKsUnderLimits(t *testing.T) {
 		})
 		t.Run("Go", func(t *testing.T) {
 			t.Parallel()
-			exchange := sts.New(sts.Options{BaseEndpoint: &r.proxy.URL, Region: r.Region, HTTPClient: http.DefaultClient})
 			client := s3.New(s3.Options{
 				Region: r.Region, BaseEndpoint: &r.proxy.URL, UsePathStyle: true, HTTPClient: http.DefaultClient, RetryMaxAttempts: 10,
-				Credentials: aws.NewCredentialsCache(stscreds.NewWebIdentityRoleProvider(exchange, world.RoleARN("any"), tokenText(r.Workspace("env-go", "web", "dev@acme.com")))),
+				Credentials: worldtest.Session(r.World, http.DefaultClient, r.proxy.URL, r.Workspace("env-go", "web", "dev@acme.com")),
 			})
 			work := make(chan int)
 			var all sync.WaitGroup
@@ -150,7 +148,3 @@ func TestSDKsUnderLimits(t *testing.T) {
 		t.Error("nobody was told to slow down: the limits are not below what was asked for")
 	}
 }
-
-type tokenText string
-
-func (t tokenText) GetIdentityToken() ([]byte, error) { return []byte(t), nil }

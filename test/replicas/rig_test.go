@@ -10,26 +10,22 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/credentials/stscreds"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
-	"github.com/aws/aws-sdk-go-v2/service/sts"
 
 	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/examples/world"
+	"github.com/sluice-s3/sluice/examples/world/worldtest"
 )
 
 func TestMain(m *testing.M) {
-	world.Main()
 	natsMain()
-	os.Unsetenv("AWS_CA_BUNDLE") // it breaks SDK clients that are given an HTTP client
-	os.Exit(m.Run())
+	worldtest.Main(m)
 }
 
 // fleet is replicas of the proxy in one world, that share a store and the session keys.
@@ -41,24 +37,11 @@ type fleet struct {
 	configs []string
 }
 
-const policyText = `package s3.authz
-allow if startswith(input.key, concat("", [input.identity.attributes.project, "/"]))
-`
-
 func newFleet(t *testing.T, replicas, nodes int, set map[string]any) *fleet {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	t.Cleanup(cancel)
-	w, err := world.Start(ctx, world.Options{Buckets: []string{"artifacts"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { w.Stop() })
+	w := worldtest.Start(t, world.Options{})
 	f := &fleet{World: w, t: t, nats: startNATS(t, nodes)}
-	policy, shared := t.TempDir(), t.TempDir()
-	if err := os.WriteFile(filepath.Join(policy, "authz.rego"), []byte(policyText), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	policy, shared := worldtest.ProjectPolicy(t), t.TempDir()
 	if _, err := w.ProxyConfig(world.ProxyOptions{Dir: shared}); err != nil { // makes the keys
 		t.Fatal(err)
 	}
@@ -118,11 +101,7 @@ func (f *fleet) shared() {
 
 func (f *fleet) until(patience time.Duration, what string, ok func() bool) {
 	f.t.Helper()
-	for deadline := time.Now().Add(patience); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			f.t.Fatalf("not within %v: %s", patience, what)
-		}
-	}
+	worldtest.Until(f.t, patience, what, ok)
 }
 
 // ask sends a request with a JSON body, and returns status 0 where nobody answers.
@@ -166,13 +145,8 @@ func (f *fleet) workspace(session string) string { return f.Workspace(session, "
 
 // session exchanges a workspace's token at an endpoint, as the SDKs do.
 func (f *fleet) session(endpoint, token string) aws.CredentialsProvider {
-	client := sts.New(sts.Options{BaseEndpoint: &endpoint, Region: f.Region, HTTPClient: http.DefaultClient})
-	return aws.NewCredentialsCache(stscreds.NewWebIdentityRoleProvider(client, world.RoleARN("any"), tokenText(token)))
+	return worldtest.Session(f.World, http.DefaultClient, endpoint, token)
 }
-
-type tokenText string
-
-func (t tokenText) GetIdentityToken() ([]byte, error) { return []byte(t), nil }
 
 func (f *fleet) client(endpoint string, credentials aws.CredentialsProvider, options ...func(*s3.Options)) *s3.Client {
 	return s3.New(s3.Options{
@@ -184,16 +158,11 @@ func (f *fleet) client(endpoint string, credentials aws.CredentialsProvider, opt
 // store puts an object straight at the backend.
 func (f *fleet) store(key string, content []byte) {
 	f.t.Helper()
-	if _, err := f.S3Client().PutObject(context.Background(), &s3.PutObjectInput{Bucket: aws.String("artifacts"), Key: &key, Body: bytes.NewReader(content)}); err != nil {
-		f.t.Fatal(err)
-	}
+	worldtest.Store(f.t, f.World, key, content)
 }
 
 // stored tells whether the backend has an object.
-func (f *fleet) stored(key string) bool {
-	_, err := f.S3Client().HeadObject(context.Background(), &s3.HeadObjectInput{Bucket: aws.String("artifacts"), Key: &key})
-	return err == nil
-}
+func (f *fleet) stored(key string) bool { return worldtest.Stored(f.t, f.World, key) }
 
 // bearer is a request with a workspace's token.
 func (f *fleet) bearer(method, endpoint, key, token string, body io.Reader, length int64) *http.Request {
