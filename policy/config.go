@@ -44,6 +44,10 @@ func (c *Config) check(at string, report func(path, problem string)) {
 			report(at+"shadow.shadow", "a shadow has no shadow: remove it")
 		} else {
 			c.Shadow.check(at+"shadow.", report)
+			if dir := keeps(c.OPA); c.Shadow.OPA != nil && dir != "" && dir == keeps(c.Shadow.OPA) {
+				// At the next start one would be taken for the other.
+				report(at+"shadow.opa.persistence_directory", "the policy's own ("+dir+"): give the shadow another")
+			}
 		}
 	}
 }

@@ -48,7 +48,7 @@ type gitSource struct {
 
 func newGitSource(c Git, offer func(*files) error) (*gitSource, error) {
 	s := &gitSource{config: c, offer: offer}
-	store, err := gitStore(c)
+	store, err := gitStore(&c)
 	if err != nil {
 		return nil, err
 	}
@@ -62,8 +62,9 @@ func newGitSource(c Git, offer func(*files) error) (*gitSource, error) {
 	return s, nil
 }
 
-// gitStore is a bare repository for each URL, so that two never share references.
-func gitStore(c Git) (storage.Storer, error) {
+// gitStore is a bare repository for each source, so that no two share references: a candidate from another branch of
+// the same repository must never be taken for the last good policy.
+func gitStore(c *Git) (storage.Storer, error) {
 	dir := c.Cache
 	if dir == "" {
 		user, err := os.UserCacheDir()
@@ -72,8 +73,11 @@ func gitStore(c Git) (storage.Storer, error) {
 		}
 		dir = filepath.Join(user, "sluice", "policy")
 	}
-	name := sha256.Sum256([]byte(c.URL))
-	dir = filepath.Join(dir, hex.EncodeToString(name[:8])+".git")
+	name := sha256.New()
+	for _, part := range []string{c.URL, c.ref(), path.Clean("/" + c.Path)} {
+		hashPart(name, part)
+	}
+	dir = filepath.Join(dir, hex.EncodeToString(name.Sum(nil)[:8])+".git")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		if c.Cache == "" {
 			return memory.NewStorage(), nil

@@ -102,6 +102,31 @@ func TestGit(t *testing.T) {
 	}
 }
 
+// TestGitShadow: policy and candidate from one repository keep apart what they keep.
+func TestGitShadow(t *testing.T) {
+	t.Parallel()
+	r := policytest.NewRepository(t)
+	first := r.Commit(map[string]string{"a.rego": allowNone})
+	r.Git("checkout", "--quiet", "-b", "candidate")
+	candidate := r.Commit(map[string]string{"a.rego": allowAll})
+	url, ca, down := r.Serve(func() string { return "" })
+	cache := t.TempDir()
+	source := func(ref string) *policy.Git {
+		return &policy.Git{URL: url, Ref: ref, Interval: time.Second, Cache: cache, CAFile: ca}
+	}
+	config := policy.Config{Git: source("main"), Shadow: &policy.Config{Git: source("candidate")}}
+	_, heard := watched(t, config)
+	heard(func(s policy.Status) bool {
+		return s.Revision == first && s.Shadow != nil && s.Shadow.Revision == candidate
+	})
+	down.Store(true)
+	later, heard := watched(t, config)
+	if s := later.Status(); s.Revision != first || decide(t, later, question()).Allow {
+		t.Errorf("after a restart without the repository: %+v", s)
+	}
+	heard(func(s policy.Status) bool { return s.Shadow != nil && s.Shadow.Revision == candidate })
+}
+
 func TestGitSSH(t *testing.T) {
 	t.Parallel()
 	r := policytest.NewRepository(t)

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"maps"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -351,6 +353,34 @@ func (s *acceptingStore) Commit(ctx context.Context, txn storage.Transaction) er
 	}
 	s.bundles = names
 	return s.Store.Commit(ctx, txn)
+}
+
+// keeps is where OPA keeps what it gets, "" where it keeps nothing.
+func keeps(c map[string]any) string {
+	anything := c["discovery"] != nil // what comes with it may
+	var walk func(any)
+	walk = func(v any) {
+		switch v := v.(type) {
+		case map[string]any:
+			anything = anything || v["persist"] == true || v["type"] == "oci"
+			for _, below := range v {
+				walk(below)
+			}
+		case []any:
+			for _, below := range v {
+				walk(below)
+			}
+		}
+	}
+	if walk(c); !anything {
+		return ""
+	}
+	dir, _ := c["persistence_directory"].(string)
+	dir, err := filepath.Abs(cmp.Or(dir, ".opa")) // OPA's default
+	if err != nil {
+		return ""
+	}
+	return dir
 }
 
 // checkOPA reports every problem of the section.

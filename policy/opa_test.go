@@ -188,6 +188,17 @@ func TestOPAFile(t *testing.T) {
 	}
 }
 
+func bundles(directory, name string) map[string]any {
+	c := map[string]any{
+		"services": map[string]any{"x": map[string]any{"url": "https://example.com"}},
+		"bundles":  map[string]any{name: map[string]any{"service": "x", "persist": true}},
+	}
+	if directory != "" {
+		c["persistence_directory"] = directory
+	}
+	return c
+}
+
 func TestConfigCheck(t *testing.T) {
 	for _, test := range []struct {
 		name   string
@@ -209,6 +220,9 @@ func TestConfigCheck(t *testing.T) {
 		{"opa service", policy.Config{OPA: map[string]any{"bundles": map[string]any{"a": map[string]any{"service": "none"}}}}, []string{"opa: "}},
 		{"shadow", policy.Config{Dir: ".", Shadow: &policy.Config{Shadow: &policy.Config{}}}, []string{"shadow.shadow: a shadow has no shadow"}},
 		{"shadow's source", policy.Config{Dir: ".", Shadow: &policy.Config{Git: &policy.Git{}}}, []string{"shadow.git.url: missing"}},
+		{"kept in one place", policy.Config{OPA: bundles("/a", "x"), Shadow: &policy.Config{OPA: bundles("/a/../a/", "x")}}, []string{"shadow.opa.persistence_directory: the policy's own"}},
+		{"both where OPA likes", policy.Config{OPA: bundles("", "x"), Shadow: &policy.Config{OPA: bundles("", "x")}}, []string{"shadow.opa.persistence_directory: the policy's own"}},
+		{"kept apart", policy.Config{OPA: bundles("/a", "x"), Shadow: &policy.Config{OPA: bundles("/b", "x")}}, nil},
 		{"good", policy.Config{Dir: "."}, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
