@@ -16,12 +16,14 @@ endpoint() { curl -fsS "$issuer/.well-known/openid-configuration" | jq -er ".$1"
 login() {
   started=$(curl -fsS "$(endpoint device_authorization_endpoint)" -d client_id="$client" -d scope="openid offline_access")
   echo "open $(jq -r '.verification_uri_complete // .verification_uri' <<<"$started") and confirm $(jq -r .user_code <<<"$started")" >&2
-  while sleep "$(jq -r '.interval // 5' <<<"$started")"; do
+  interval=$(jq -r '.interval // 5' <<<"$started")
+  while sleep "$interval"; do
     answer=$(curl -sS "$(endpoint token_endpoint)" -d client_id="$client" -d grant_type=urn:ietf:params:oauth:grant-type:device_code \
       -d device_code="$(jq -r .device_code <<<"$started")")
     case $(jq -r '.error // ""' <<<"$answer") in
       "") jq -er .refresh_token <<<"$answer" > "$kept"; return ;;
-      authorization_pending | slow_down) ;;
+      authorization_pending) ;;
+      slow_down) interval=$((interval + 5)) ;; # as RFC 8628 asks
       *) jq -r '.error_description // .error' <<<"$answer" >&2; exit 1 ;;
     esac
   done
