@@ -75,7 +75,6 @@ var treatments = []struct {
 	{"docs/policy.md", "rego", "# one look-up", rego("")}, // and proxy check names the second of its rules
 	{"docs/replicas.md", "", "publish:", elsewhere("proxy/identity/announce_test.go", "func TestNATSPermissions")},
 	{"docs/replicas.md", "", "defaults", haproxy},
-	{"docs/replicas.md", "", "publish:", elsewhere("proxy/identity/announce_test.go", "docs/replicas.md")},
 	{"docs/telemetry.md", "yaml", "telemetry:", pieceOfConfiguration},
 
 	{"policies/README.md", "yaml", "policy:", pieceOfConfiguration},
