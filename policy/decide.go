@@ -376,7 +376,7 @@ func (s *snapshot) join(answers []answer) *Decision {
 	var policies []json.RawMessage
 	for i := range answers {
 		a := &answers[i]
-		d.Verdicts[i] = Verdict{Allow: a.allow, Reasons: a.reasons}
+		d.Verdicts[i] = Verdict{Allow: a.allow, Denied: a.denied, Reasons: a.reasons}
 		if !a.allow {
 			d.Allow = false
 			refusals = append(refusals, a.reasons...)

@@ -113,6 +113,7 @@ type Decision struct {
 // Verdict is the answer for one access.
 type Verdict struct {
 	Allow   bool
+	Denied  bool // by `deny`, and not only for want of `allow`
 	Reasons []string
 }
 

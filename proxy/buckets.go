@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/sluice-s3/sluice/audit"
+	"github.com/sluice-s3/sluice/policy"
 	"github.com/sluice-s3/sluice/proxy/http1"
 	"github.com/sluice-s3/sluice/proxy/s3wire"
 )
@@ -17,16 +18,21 @@ import (
 // maxBuckets bounds what one ListBuckets gathers from a backend: AWS's own limit for an account.
 const maxBuckets = 10_000
 
-// listBuckets answers with the buckets, over all backends, that the caller may list.
+// listBuckets answers with the buckets, over all backends, on which s3:ListBucket is allowed. Who may also
+// s3:ListAllMyBuckets is told where there are none; who may neither is refused, as is whom policy denies it.
 func (c *call) listBuckets() {
 	decision, err := c.decide(c.op.Accesses())
 	if err != nil {
 		c.refuse(err)
 		return
 	}
+	var refused error
 	if !decision.Allow {
-		c.refuse(c.denied(decision))
-		return
+		refused = c.denied(decision)
+		if slices.ContainsFunc(decision.Verdicts, func(v policy.Verdict) bool { return v.Denied }) {
+			c.refuse(refused)
+			return
+		}
 	}
 	var all []s3wire.Bucket
 	for i := range c.proxy.Backends {
@@ -65,6 +71,13 @@ func (c *call) listBuckets() {
 		}
 		all = seen
 	}
+	if refused != nil {
+		if len(all) == 0 {
+			c.refuse(refused)
+			return
+		}
+		c.allowedBy(all)
+	}
 	slices.SortFunc(all, func(a, b s3wire.Bucket) int { return strings.Compare(a.Name, b.Name) })
 
 	var page bytes.Buffer
@@ -73,6 +86,15 @@ func (c *call) listBuckets() {
 		return
 	}
 	c.answerXML(page.Bytes())
+}
+
+// allowedBy records the buckets that the request was allowed for, in place of what it was not.
+func (c *call) allowedBy(buckets []s3wire.Bucket) {
+	c.event.Accesses = make([]audit.Access, len(buckets))
+	for i, b := range buckets {
+		c.event.Accesses[i] = audit.Access{Action: "s3:ListBucket", Bucket: b.Name, Allow: true}
+	}
+	c.event.Decision.Allow, c.event.Decision.Reasons = true, nil
 }
 
 func (c *call) backendNames() string {

@@ -299,3 +299,65 @@ func TestTokenFilesEndInNewlines(t *testing.T) {
 	}
 	r.event()
 }
+
+// A backend that does not take the proxy's signature says with what it was made. That is the operator's to know.
+func TestT07BackendsComplaintsAboutTheProxyStay(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	for _, code := range []string{"SignatureDoesNotMatch", "InvalidAccessKeyId", "ExpiredToken", "AuthorizationHeaderMalformed"} {
+		r.backend.Answer(403, http.Header{"Content-Type": {"application/xml"}}, `<?xml version="1.0"?><Error><Code>`+code+`</Code><Message>m</Message><AWSAccessKeyId>AKIDCANARY</AWSAccessKeyId><CanonicalRequest>x-amz-security-token:CANARY</CanonicalRequest></Error>`)
+		response, body := r.do(r.request("GET", "/artifacts/web/k", nil))
+		if response.StatusCode != 500 || !strings.Contains(body, "<Code>InternalError</Code>") || strings.Contains(body, "CANARY") {
+			t.Errorf("%s: %s %s", code, response.Status, body)
+		}
+		check(t, r.event(), map[string]any{"status": 500, "error": "InternalError", "outcome": "failed"})
+		if !strings.Contains(r.log.String(), code) {
+			t.Errorf("%s: the operator's log does not say so: %s", code, r.log)
+		}
+	}
+	// What is about the request goes through.
+	r.backend.Answer(403, nil, `<Error><Code>AccessDenied</Code><Message>by the bucket's policy</Message></Error>`)
+	if response, body := r.do(r.request("GET", "/artifacts/web/k", nil)); response.StatusCode != 403 || !strings.Contains(body, "by the bucket's policy") {
+		t.Errorf("%s %s", response.Status, body)
+	}
+	r.event()
+}
+
+// ListBuckets needs s3:ListBucket on something, or s3:ListAllMyBuckets; deny takes it all.
+func TestBucketsAreThoseOneMayList(t *testing.T) {
+	const all = `<ListAllMyBucketsResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Buckets><Bucket><Name>a</Name></Bucket><Bucket><Name>b</Name></Bucket></Buckets></ListAllMyBucketsResult>`
+	for name, c := range map[string]struct {
+		rules  string
+		status int
+		names  string
+	}{
+		"one":                   {`allow if { input.action == "s3:ListBucket"; input.bucket == "b" }`, 200, "b"},
+		"none":                  {`allow if input.action == "s3:GetObject"`, 403, ""},
+		"none, but the call":    {`allow if input.action == "s3:ListAllMyBuckets"`, 200, ""},
+		"one and the call":      {`allow if input.action == "s3:ListAllMyBuckets"` + "\n" + `allow if { input.action == "s3:ListBucket"; input.bucket == "a" }`, 200, "a"},
+		"one, the call denied":  {`allow if input.action == "s3:ListBucket"` + "\n" + `deny contains "no" if input.action == "s3:ListAllMyBuckets"`, 403, ""},
+		"all but a denied one":  {`allow if input.action == "s3:ListBucket"` + "\n" + `deny contains "no" if input.bucket == "a"`, 200, "b"},
+		"undefined and erratic": {`allow if input.nothing`, 403, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, rigOptions{policy: "package s3.authz\n" + c.rules + "\n"})
+			r.backend.Answer(200, nil, all)
+			response, body := r.do(r.request("GET", "/", nil))
+			var names []string
+			for _, part := range strings.Split(body, "<Name>")[1:] {
+				names = append(names, part[:1])
+			}
+			if response.StatusCode != c.status || strings.Join(names, " ") != c.names {
+				t.Errorf("%s %s", response.Status, body)
+			}
+			event := r.event()
+			if event.Decision.Allow != (c.status == 200) {
+				t.Errorf("the event says allow %v", event.Decision.Allow)
+			}
+			for _, a := range event.Accesses {
+				if a.Allow != (c.status == 200) {
+					t.Errorf("the event has %+v", a)
+				}
+			}
+		})
+	}
+}

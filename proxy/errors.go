@@ -33,6 +33,13 @@ type backendCut struct {
 func (e *backendCut) Error() string { return fmt.Sprintf("backend %q, mid-body: %v", e.name, e.err) }
 func (e *backendCut) Unwrap() error { return e.err }
 
+// backendRefusesUs is a backend that does not take the proxy's signature: its code tells why.
+type backendRefusesUs struct{ name, code string }
+
+func (e *backendRefusesUs) Error() string {
+	return fmt.Sprintf("backend %q refuses the proxy's own credentials: %s", e.name, e.code)
+}
+
 // unrecorded is a request that was not sent because it could not be journalled.
 type unrecorded struct{ err error }
 
@@ -55,6 +62,7 @@ func translate(err error) (*s3wire.Error, audit.Outcome) {
 		sign    *signer.Error
 		gone    *clientGone
 		down    *backendDown
+		unknown *backendRefusesUs
 		broken  *backendCut
 		noEvent *unrecorded
 		slow    *slowDown
@@ -80,6 +88,8 @@ func translate(err error) (*s3wire.Error, audit.Outcome) {
 		return &s3wire.Error{Code: "InternalError", Message: "the storage behind this proxy broke its answer off; retry"}, audit.Aborted
 	case errors.As(err, &down):
 		return &s3wire.Error{Code: "ServiceUnavailable", Message: fmt.Sprintf("the storage behind this proxy (backend %q) does not answer; retry soon", down.name)}, audit.Failed
+	case errors.As(err, &unknown):
+		return &s3wire.Error{Code: "InternalError", Message: fmt.Sprintf("the storage behind this proxy (backend %q) does not accept the proxy's own credentials, which is nothing that you can mend; its operator can find why by the request id", unknown.name)}, audit.Failed
 	case errors.As(err, &noEvent):
 		return &s3wire.Error{Code: "SlowDown", Message: "the request cannot be recorded at the moment, so it was not served; retry soon"}, audit.Failed
 	case errors.Is(err, context.DeadlineExceeded):
@@ -172,6 +182,9 @@ func cause(err error) error {
 func hint(err error) string {
 	if e, ok := errors.AsType[*signer.Error](err); ok {
 		return e.Hint
+	}
+	if _, ok := errors.AsType[*backendRefusesUs](err); ok {
+		return "check this backend's credentials, region and clock: proxy check --online asks it"
 	}
 	return ""
 }

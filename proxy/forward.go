@@ -170,22 +170,25 @@ func (c *call) sendError(b *Backend, err error) error {
 
 // relay passes the backend's answer on. It returns an error where the body could not be passed on whole.
 func (c *call) relay(answer *http1.Answer) error {
+	body := io.Reader(answer.Body)
+	if answer.StatusCode >= 400 {
+		c.event.Error = "" // the body tells
+		if c.in.Method != http.MethodHead {
+			body = c.peekCode(body)
+		}
+		if aboutUs[c.event.Error] {
+			return &backendRefusesUs{c.backendName(), c.event.Error}
+		}
+	}
 	fields := endToEnd(answer.Fields)
 	if answer.StatusCode >= 300 && answer.StatusCode < 400 {
 		// A client that follows it would take its token to a host we do not know.
 		fields = slices.DeleteFunc(fields, named("Location"))
 	}
-	if answer.StatusCode >= 400 {
-		c.event.Error = "" // the body tells; see peekCode
-	}
 	if answer.ContentLength >= 0 && fields.Get("Content-Length") == "" && c.in.Method != http.MethodHead && bodyAllowed(answer.StatusCode) {
 		fields = append(fields, http1.Field{Name: "Content-Length", Value: strconv.FormatInt(answer.ContentLength, 10)})
 	}
 	c.out.pass(fields)
-	body := io.Reader(answer.Body)
-	if answer.StatusCode >= 400 && c.in.Method != http.MethodHead {
-		body = c.peekCode(body)
-	}
 	c.out.WriteHeader(answer.StatusCode)
 	if c.in.Method == http.MethodHead || !bodyAllowed(answer.StatusCode) {
 		return nil
@@ -259,6 +262,15 @@ func (c *call) trickle(from io.Reader) error {
 }
 
 func (c *call) backendName() string { return c.event.Backend.Name }
+
+// aboutUs are the codes by which a backend refuses the proxy's own signature or credentials. A client can do nothing
+// about them, might take them for its own (ExpiredToken has SDKs ask for new credentials), and must not read what S3
+// says with them: the access key, and in the canonical request the session token.
+var aboutUs = map[string]bool{
+	"SignatureDoesNotMatch": true, "InvalidAccessKeyId": true, "ExpiredToken": true, "InvalidToken": true, "TokenRefreshRequired": true,
+	"RequestTimeTooSkewed": true, "AuthorizationHeaderMalformed": true, "InvalidSecurity": true, "MissingSecurityHeader": true,
+	"AuthorizationQueryParametersError": true, "NotSignedUp": true,
+}
 
 // peekCode reads the S3 code out of a backend's error for the event. Only the beginning is looked at, and the
 // whole body still goes on.
