@@ -162,7 +162,9 @@ func parseConfig(text []byte, env func(string) (string, bool)) (*Config, []Probl
 
 	var tree map[string]any
 	if err := yaml.Unmarshal(text, &tree); err != nil {
-		report("", "not YAML: "+strings.TrimSpace(err.Error()))
+		// [line:column] and what is wrong. The lines that follow show the file, which may be another than was meant.
+		what, _, _ := strings.Cut(strings.TrimSpace(err.Error()), "\n")
+		report("", "not YAML: "+what)
 		return nil, problems
 	}
 	expanded := expand(tree, "", env, report)
