@@ -225,9 +225,6 @@ func (t *token) readHeader(raw string) error {
 	}
 }
 
-// maxClaimsDepth is encoding/json's: what reads claims may recurse.
-const maxClaimsDepth = 10_000
-
 // decodeClaims reads a payload as one JSON object in which no name comes twice: of two, each reader would take its own.
 // Numbers are json.Number.
 func decodeClaims(payload []byte) (map[string]any, error) {
@@ -238,38 +235,33 @@ func decodeClaims(payload []byte) (map[string]any, error) {
 		return nil, badToken("the token's claims are not one JSON object without repeated names")
 	}
 	object, ok := claims.(map[string]any)
-	if !ok || !tidy(object, maxClaimsDepth) {
+	if !ok {
 		return nil, badToken("the token's claims are not a JSON object")
 	}
+	tidy(object)
 	return object, nil
 }
 
 // tidy makes the numbers those of encoding/json, which all readers of claims expect, and the names those that other
-// tokens' claims have: an issuer's are the same in all. It reports whether the claims are not deeper than depth.
-func tidy(claims any, depth int) bool {
-	if depth < 0 {
-		return false
-	}
+// tokens' claims have: an issuer's are the same in all.
+func tidy(claims any) {
 	switch claims := claims.(type) {
 	case map[string]any:
 		for name, value := range claims {
 			if n, ok := value.(strictjson.Number); ok {
 				value = json.Number(n)
-			} else if !tidy(value, depth-1) {
-				return false
 			}
+			tidy(value)
 			claims[unique.Make(name).Value()] = value // the same name, so nothing is added
 		}
 	case []any:
 		for i, value := range claims {
 			if n, ok := value.(strictjson.Number); ok {
 				claims[i] = json.Number(n)
-			} else if !tidy(value, depth-1) {
-				return false
 			}
+			tidy(value)
 		}
 	}
-	return true
 }
 
 // checkTimes fills in issued and expires.
