@@ -214,11 +214,8 @@ func fast(b *ast.Builtin, args []getter, terms []*ast.Term, areTexts, isText boo
 				return value{}
 			case !v.str:
 				return m.giveUp()
-			case limit < 0:
-				return value{v: &texts{list: strings.Split(v.s, string(delimiter))}}
 			}
-			list := strings.SplitN(v.s, string(delimiter), limit+1)
-			return value{v: &texts{list: list[:min(limit, len(list))]}}
+			return m.splitText(v.s, string(delimiter), limit)
 		}, isText
 	case ast.TrimPrefix.Name:
 		return func(m *machine, base int) value {

@@ -602,35 +602,14 @@ func (c *bodyCompiler) document(ref ast.Ref) (getter, ast.Ref, error) {
 	if base == nil {
 		return func(*machine, int) value { return value{} }, ref[n:], nil
 	}
-	if object, ok := base.(ast.Object); ok && n < len(ref) && !c.open(ast.NewTerm(ref[:n+1])) {
-		// The usual case: a look-up by a string that comes from the input.
-		index := c.p.index(object)
-		key, err := c.get(ref[n])
-		return func(m *machine, base int) value {
-			k := key(m, base)
-			if !k.str {
-				return m.child(value{v: object}, k, nil)
-			}
-			return index[k.s]
-		}, ref[n+1:], err
-	}
 	k := valueOf(base)
-	return func(*machine, int) value { return k }, ref[n:], nil
-}
-
-// index is the object's members with string keys.
-func (p *program) index(object ast.Object) map[string]value {
-	index, ok := p.maps[object]
-	if !ok {
-		index = make(map[string]value, object.Len())
-		object.Foreach(func(k, v *ast.Term) {
-			if s, ok := k.Value.(ast.String); ok {
-				index[string(s)] = valueOf(v.Value)
-			}
-		})
-		p.maps[object] = index
+	if object, ok := base.(ast.Object); ok && n < len(ref) {
+		if k, ok = c.p.maps[object]; !ok {
+			k = index(object)
+			c.p.maps[object] = k
+		}
 	}
-	return index
+	return func(*machine, int) value { return k }, ref[n:], nil
 }
 
 // call compiles a call of a function of the policy.

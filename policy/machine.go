@@ -2,6 +2,8 @@ package policy
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -38,6 +40,10 @@ type machine struct {
 	gaveUp  bool
 	steps   int
 	text    []byte
+	parts   []string // of what was split
+	lists   [8]texts // that hold them
+	used    [2]int   // how many of parts and lists are
+	kept    [2]int   // how many of these are kept for the question's other accesses
 	key     ast.Term
 	builtin topdown.BuiltinContext // for functions that know neither the time nor a limit
 }
@@ -75,6 +81,7 @@ func (m *machine) start(p *program, e *evaluation, q *Question) bool {
 	if len(m.results) < len(p.order) {
 		m.results = make([]result, len(p.order))
 	}
+	m.kept = [2]int{}
 	m.since = m.turn + 1 // results of the question before are never read again
 	return true
 }
@@ -88,6 +95,7 @@ func (m *machine) end() {
 // begin turns to another access.
 func (m *machine) begin(a *Access) {
 	m.turn++
+	m.used = m.kept
 	m.access, m.whole = a, value{}
 	m.fields = [...]string{a.Action, m.question.Operation, a.Bucket, a.Backend, a.Key, a.VersionID, a.Prefix, a.Delimiter}
 	m.place = m.program.places.find(m)
@@ -163,6 +171,9 @@ func (m *machine) ruleValue(rs *ruleSet) value {
 		return value{}
 	}
 	*r = result{v, m.turn}
+	if rs.deps&onAccess == 0 {
+		m.kept = m.used // it may be made of them
+	}
 	return v
 }
 
@@ -342,16 +353,20 @@ func (m *machine) child(v, key value, term *ast.Term) value {
 	if !key.defined() {
 		return value{}
 	}
-	if f, ok := v.v.(*facts); ok && key.str {
-		return f.get(key.s)
-	}
-	if c, ok := v.v.(*claim); ok && key.str {
-		if object, ok := c.of.(map[string]any); ok {
-			member, ok := object[key.s]
-			if !ok {
-				return value{}
+	if key.str {
+		switch of := v.v.(type) {
+		case *indexed:
+			return of.get(key.s)
+		case *facts:
+			return of.get(key.s)
+		case *claim:
+			if object, ok := of.of.(map[string]any); ok {
+				member, ok := object[key.s]
+				if !ok {
+					return value{}
+				}
+				return claimValue(member)
 			}
-			return claimValue(member)
 		}
 	}
 	if term == nil {
@@ -403,7 +418,7 @@ func (m *machine) each(v value, steps []step, base int, then func(*machine, int,
 		}
 		if parts, ok := v.v.(*texts); ok {
 			for n, s := range parts.list {
-				if visit(index(n), stringValue(s)) {
+				if visit(position(n), stringValue(s)) {
 					return true
 				}
 			}
@@ -414,7 +429,7 @@ func (m *machine) each(v value, steps []step, base int, then func(*machine, int,
 			return of.Until(func(k, elem *ast.Term) bool { return visit(valueOf(k.Value), valueOf(elem.Value)) })
 		case *ast.Array:
 			for n := range of.Len() {
-				if visit(index(n), valueOf(of.Elem(n).Value)) {
+				if visit(position(n), valueOf(of.Elem(n).Value)) {
 					return true
 				}
 			}
@@ -426,8 +441,8 @@ func (m *machine) each(v value, steps []step, base int, then func(*machine, int,
 	return then(m, base, v) || m.gaveUp
 }
 
-// index is the key of a list's nth element.
-func index(n int) value { return value{v: ast.InternedTerm(n).Value} }
+// position is the key of a list's nth element.
+func position(n int) value { return value{v: ast.InternedTerm(n).Value} }
 
 // claimAt is the claim at a path of names.
 func (m *machine) claimAt(path []string) value {
@@ -463,6 +478,31 @@ func (m *machine) field(n int) value {
 		}
 	}
 	return stringValue(s)
+}
+
+// splitText is s in parts, of which the first most are kept; -1 = all. What an access splits is in the machine as far as
+// there is room, and not in what is known of a place, which outlives the question.
+func (m *machine) splitText(s, separator string, most int) value {
+	n, lists := m.used[0], m.used[1]
+	if m.placing || lists == len(m.lists) || n > 256 {
+		return value{v: &texts{list: appendParts(nil, s, separator, most)}}
+	}
+	m.parts = appendParts(m.parts[:n], s, separator, most)
+	m.used = [2]int{len(m.parts), lists + 1}
+	m.lists[lists].list = slices.Clip(m.parts[n:])
+	return value{v: &m.lists[lists]}
+}
+
+func appendParts(list []string, s, separator string, most int) []string {
+	for ; most != 0; most-- {
+		part, rest, more := strings.Cut(s, separator)
+		list = append(list, part)
+		if !more {
+			break
+		}
+		s = rest
+	}
+	return list
 }
 
 func (m *machine) requestTime() string {

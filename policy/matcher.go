@@ -25,7 +25,7 @@ type program struct {
 
 	rules map[string]*ruleSet // by reference
 	order []*ruleSet          // those without arguments, by number, after those they depend on
-	maps  map[ast.Object]map[string]value
+	maps  map[ast.Object]value
 
 	stages [3][]namedRules // allow, terms, reasons; nil where OPA must answer
 	places *places
@@ -95,7 +95,7 @@ func newProgram(c *ast.Compiler, d *data, entry ast.Ref) (p *program) {
 			p = nil
 		}
 	}()
-	p = &program{compiler: c, data: d, rules: map[string]*ruleSet{}, maps: map[ast.Object]map[string]value{}}
+	p = &program{compiler: c, data: d, rules: map[string]*ruleSet{}, maps: map[ast.Object]value{}}
 	for stage, rules := range stages {
 		named := []namedRules{}
 		for _, r := range rules {

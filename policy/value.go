@@ -2,6 +2,7 @@ package policy
 
 import (
 	"encoding/json"
+	"sync/atomic"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 )
@@ -46,6 +47,8 @@ func (a value) document() ast.Value {
 	switch v := a.v.(type) {
 	case *texts:
 		return stringsTerm(v.list).Value
+	case *indexed:
+		return v.object
 	case *facts:
 		return v.of.term().Get(keyAttributes).Value
 	case *claim:
@@ -77,6 +80,38 @@ type texts struct {
 type claim struct {
 	ast.Value
 	of any
+}
+
+// indexed is an object of the data, found by strings without making terms of them. Like texts, it is only ever found in a
+// value.
+type indexed struct {
+	ast.Value
+	object  ast.Object
+	members atomic.Pointer[map[string]value] // once one is asked for
+}
+
+// index makes an object one that is found by strings.
+func index(v ast.Value) value {
+	if object, ok := v.(ast.Object); ok {
+		return value{v: &indexed{object: object}}
+	}
+	return valueOf(v)
+}
+
+// get is the member of that name.
+func (x *indexed) get(name string) value {
+	members := x.members.Load()
+	if members == nil {
+		made := make(map[string]value, x.object.Len())
+		x.object.Foreach(func(k, v *ast.Term) {
+			if s, ok := k.Value.(ast.String); ok {
+				made[string(s)] = index(v.Value)
+			}
+		})
+		members = &made
+		x.members.Store(members)
+	}
+	return (*members)[name]
 }
 
 // facts are `input.identity.attributes` before anybody needs them as a document. Like texts, they are only ever found in
