@@ -605,7 +605,9 @@ func (c *bodyCompiler) document(ref ast.Ref) (getter, ast.Ref, error) {
 	k := valueOf(base)
 	if object, ok := base.(ast.Object); ok && n < len(ref) {
 		if k, ok = c.p.maps[object]; !ok {
-			k = index(object)
+			x := &indexed{object: object}
+			x.index()
+			k = value{v: x}
 			c.p.maps[object] = k
 		}
 	}

@@ -87,31 +87,44 @@ type claim struct {
 type indexed struct {
 	ast.Value
 	object  ast.Object
-	members atomic.Pointer[map[string]value] // once one is asked for
+	members atomic.Pointer[map[string]value]
 }
 
-// index makes an object one that is found by strings.
-func index(v ast.Value) value {
+// mostIndexed is how many members an object may have to be indexed while a request waits for it. Those that rules look
+// up in by a path of constants are indexed when the policy is loaded, however large.
+const mostIndexed = 64
+
+// indexedValue makes an object one that is found by strings.
+func indexedValue(v ast.Value) value {
 	if object, ok := v.(ast.Object); ok {
 		return value{v: &indexed{object: object}}
 	}
 	return valueOf(v)
 }
 
+func (x *indexed) index() map[string]value {
+	members := make(map[string]value, x.object.Len())
+	x.object.Foreach(func(k, v *ast.Term) {
+		if s, ok := k.Value.(ast.String); ok {
+			members[string(s)] = indexedValue(v.Value)
+		}
+	})
+	x.members.Store(&members)
+	return members
+}
+
 // get is the member of that name.
 func (x *indexed) get(name string) value {
-	members := x.members.Load()
-	if members == nil {
-		made := make(map[string]value, x.object.Len())
-		x.object.Foreach(func(k, v *ast.Term) {
-			if s, ok := k.Value.(ast.String); ok {
-				made[string(s)] = index(v.Value)
-			}
-		})
-		members = &made
-		x.members.Store(members)
+	if members := x.members.Load(); members != nil {
+		return (*members)[name]
 	}
-	return (*members)[name]
+	if x.object.Len() <= mostIndexed {
+		return x.index()[name]
+	}
+	if found := x.object.Get(ast.StringTerm(name)); found != nil {
+		return indexedValue(found.Value)
+	}
+	return value{}
 }
 
 // facts are `input.identity.attributes` before anybody needs them as a document. Like texts, they are only ever found in
