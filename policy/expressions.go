@@ -169,6 +169,19 @@ func (c *bodyCompiler) unify(a, b *ast.Term) (func(node) node, error) {
 			}
 		}, nil
 	}
+	if !c.isPattern(a) {
+		// Both are evaluated, whatever the first is: either may fail, and OPA has its own order.
+		other, err := c.get(a)
+		return func(next node) node {
+			return func(m *machine, base int) bool {
+				v, w := get(m, base), other(m, base)
+				if m.gaveUp {
+					return true
+				}
+				return v.defined() && w.defined() && v.equal(w) && next(m, base)
+			}
+		}, err
+	}
 	pat, err := c.pattern(a)
 	return func(next node) node {
 		return func(m *machine, base int) bool {
