@@ -154,7 +154,7 @@ func (b *pageBuilder) build(entries ...ast.Ref) (*ast.Module, error) {
 		b.functions[path] = ast.NewTerm(pagePackage.Append(ast.StringTerm(fmt.Sprintf("f%d", i))))
 	}
 	module := &ast.Module{Package: &ast.Package{Path: pagePackage, Location: &ast.Location{}}}
-	module.SetRegoVersion(ast.RegoV1)
+	module.SetRegoVersionSpan(ast.RegoVersionSpanOf(ast.RegoV1))
 	for _, r := range rules {
 		made, err := b.function(r)
 		if err != nil {
