@@ -66,7 +66,7 @@ func (n *natsStore) announceRecent(ask bool) {
 	ids := maps.Clone(n.recent)
 	maps.Copy(ids, n.unsent)
 	for id := range ids {
-		if v, ok := r.byID[id]; ok {
+		if v, ok := r.byID[id]; ok && r.now().Before(v.Until) {
 			revoked = append(revoked, v)
 		}
 	}
