@@ -58,7 +58,6 @@ type call struct {
 		recorded [2]audit.Access
 		out      http.Request
 		url      url.URL
-		id       [1]string
 	}
 
 	upload    atomic.Pointer[upload] // the body as it goes to the backend
@@ -79,23 +78,17 @@ const (
 )
 
 func newCall(p *Proxy, w http.ResponseWriter, r *http.Request, record *audit.Record, start time.Time) *call {
-	c := &call{
-		proxy:  p,
-		in:     r,
-		answer: response{ResponseWriter: w},
-		record: record,
-		event:  &record.Event,
-		start:  start,
-	}
+	c := retired.Get().(*call)
+	c.proxy, c.in, c.record, c.event, c.start = p, r, record, &record.Event, start
+	c.answer.ResponseWriter = w
 	c.scope.Begin(r.Context())
 	c.ctx, c.out = &c.scope, &c.answer
 	c.event.Host = r.Host
 	c.event.UserAgent = r.UserAgent()
 	c.event.SourceIP = p.sourceIP(r)
-	c.event.Outcome = audit.Failed                        // until something better is known
-	c.event.Decision.PolicyRevision = p.Policy.Revision() // until policy is asked: the one it would have been asked of
-	c.room.id[0] = c.event.ID
-	c.out.Header()["X-Sluice-Request-Id"] = c.room.id[:]
+	c.event.Outcome = audit.Failed                               // until something better is known
+	c.event.Decision.PolicyRevision = p.Policy.Revision()        // until policy is asked: the one it would have been asked of
+	c.out.Header()["X-Sluice-Request-Id"] = []string{c.event.ID} // not of room: the header may outlive the call
 	c.out.progress = &c.progress
 	c.among = p.Telemetry.inFlight.Add(1)
 	c.startSpan()
@@ -137,6 +130,25 @@ func (c *call) finish() {
 	c.record.Commit()
 	if fault != nil {
 		panic(fault)
+	}
+	c.retire()
+}
+
+// retired are calls to use again: blank, so that nothing of a request ever meets another.
+var retired = sync.Pool{New: func() any { return new(call) }}
+
+// retire gives the call back where it can be told that nobody has it any more, as it is for most that have no body: it
+// and what is in it are half of what a small request allocates. A body's goroutine, a timer, a context that hangs on the
+// scope, a span or net/http's transport may all have it a moment longer than the handler.
+func (c *call) retire() {
+	mayBeHeld := c.op == nil || c.upload.Load() != nil || c.cutBy.Load() != cutNot || c.ctx != &c.scope || !c.scope.Over()
+	if c.backend != nil {
+		_, own := c.backend.Transport.(*http1.Transport)
+		mayBeHeld = mayBeHeld || !own
+	}
+	if !mayBeHeld {
+		*c = call{}
+		retired.Put(c)
 	}
 }
 

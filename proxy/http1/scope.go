@@ -7,8 +7,8 @@ import (
 )
 
 // Scope is a context of one request in progress, at the price of a lock: package context's costs a handful of
-// allocations for each, a map among them where it has children, and a request needs three. It is used again for
-// nothing; its zero value MUST be begun first.
+// allocations for each, a map among them where it has children, and a request needs three. Its zero value MUST be begun
+// first, and it MUST NOT be used for another request unless it is Over.
 //
 // Whoever takes it for a plain context.Context gets one: package context knows AfterFunc.
 type Scope struct {
@@ -18,7 +18,9 @@ type Scope struct {
 
 	mu      sync.Mutex // guards what follows
 	err     error      // why it has ended; nil = it has not
+	left    bool       // the parent will not tell of its end
 	done    chan struct{}
+	hung    bool  // something of package context's was hung on it
 	watches watch // the head of a list
 }
 
@@ -49,12 +51,24 @@ func (s *Scope) Begin(parent context.Context) {
 
 // End ends s and all that came of it. Only the first call does anything.
 func (s *Scope) End() {
-	if parent, ok := s.parent.(*Scope); ok {
-		parent.drop(&s.self)
-	} else if s.leave != nil {
-		s.leave()
+	left := false
+	switch parent := s.parent.(type) {
+	case *Scope:
+		left = parent.drop(&s.self)
+	default:
+		left = s.leave == nil || s.leave()
 	}
+	s.mu.Lock()
+	s.left = s.left || left
+	s.mu.Unlock()
 	s.scopeEnded(context.Canceled)
+}
+
+// Over tells, to who has called End, that nobody has s any more: neither its parent nor a context that came of it.
+func (s *Scope) Over() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.left && s.err != nil && s.done == nil && !s.hung
 }
 
 func (s *Scope) scopeEnded(err error) {
@@ -113,6 +127,9 @@ func (f called) scopeEnded(error) { go f() }
 
 // AfterFunc is how package context hangs its own contexts on this one: see context.AfterFunc.
 func (s *Scope) AfterFunc(f func()) (stop func() bool) {
+	s.mu.Lock()
+	s.hung = true
+	s.mu.Unlock()
 	w := new(watch)
 	if s.join(w, called(f)) != nil {
 		go f()

@@ -88,3 +88,51 @@ func TestScopesEndTogether(t *testing.T) {
 		}
 	}
 }
+
+// A scope may be used for another request only when nobody can have it any more.
+func TestScopeIsOver(t *testing.T) {
+	root, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for name, c := range map[string]struct {
+		use  func(s *http1.Scope)
+		over bool
+	}{
+		"unused":       {func(*http1.Scope) {}, true},
+		"asked":        {func(s *http1.Scope) { s.Err(); s.Value("x"); s.Deadline() }, true},
+		"waited for":   {func(s *http1.Scope) { s.Done() }, false},
+		"derived from": {func(s *http1.Scope) { _, cancel := context.WithCancel(s); cancel() }, false},
+		"hung on":      {func(s *http1.Scope) { context.AfterFunc(s, func() {})() }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, parent := range []context.Context{context.Background(), root, begun(root)} {
+				var s http1.Scope
+				s.Begin(parent)
+				c.use(&s)
+				if s.Over() {
+					t.Error("over before its end")
+				}
+				s.End()
+				s.End()
+				if s.Over() != c.over {
+					t.Errorf("over: %v", s.Over())
+				}
+			}
+		})
+	}
+	for _, parent := range []context.Context{root, begun(root)} {
+		var s http1.Scope
+		s.Begin(parent)
+		cancel()
+		<-parent.Done()
+		s.End()
+		if s.Over() {
+			t.Error("over, though its parent tells, or has told, of its end")
+		}
+	}
+}
+
+func begun(parent context.Context) *http1.Scope {
+	s := new(http1.Scope)
+	s.Begin(parent)
+	return s
+}

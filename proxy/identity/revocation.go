@@ -428,44 +428,46 @@ func (r *Revocations) Track(t *Transfer, id *Identity, tell Revocable) {
 	t.previous.next, t.next.previous = t, t
 	r.tracking.Unlock()
 	// A revocation may have come between the check of the credentials and now.
-	if err := r.Check(id); isRevoked(err) && r.untrack(t) {
+	if err := r.Check(id); isRevoked(err) && t.leave() {
 		tell.Revoked()
 	}
 }
 
-// Untrack takes t out of its list, where it is in one. Its owner may be told at the same time, and a little later.
+// Untrack takes t out of its list, where it is in one. When it returns its owner has been told, or will not be.
 func (t *Transfer) Untrack() {
 	if t.list != nil {
-		t.list.untrack(t)
+		t.leave()
 	}
 }
 
-// untrack tells whether t was still tracked.
-func (r *Revocations) untrack(t *Transfer) bool {
-	r.tracking.Lock()
-	defer r.tracking.Unlock()
+// leave tells whether t was still in its list.
+func (t *Transfer) leave() bool {
+	t.list.tracking.Lock()
+	defer t.list.tracking.Unlock()
 	if t.next == nil {
 		return false
 	}
-	t.previous.next, t.next.previous = t.next, t.previous
-	t.previous, t.next = nil, nil
+	t.unlink()
 	return true
 }
 
-// cut cancels the transfers of identities that are revoked.
+// unlink takes t out of its list. r.tracking MUST be held.
+func (t *Transfer) unlink() {
+	t.previous.next, t.next.previous = t.next, t.previous
+	t.previous, t.next = nil, nil
+}
+
+// cut tells those whose identities are revoked.
 func (r *Revocations) cut() {
-	var doomed []*Transfer
 	r.tracking.Lock()
-	for t := r.transfers.next; t != &r.transfers; t = t.next {
+	defer r.tracking.Unlock()
+	for t := r.transfers.next; t != &r.transfers; {
+		next := t.next
 		if isRevoked(r.Check(t.id)) {
-			doomed = append(doomed, t)
-		}
-	}
-	r.tracking.Unlock()
-	for _, t := range doomed {
-		if r.untrack(t) {
+			t.unlink()
 			t.tell.Revoked()
 		}
+		t = next
 	}
 }
 
