@@ -432,13 +432,17 @@ func (c *call) body() io.Reader {
 	if c.in.Body == nil || c.in.Body == http.NoBody || c.in.ContentLength == 0 {
 		return nil
 	}
-	return &clientBody{c}
+	return &clientBody{c, c.in.Body}
 }
 
-type clientBody struct{ c *call }
+// clientBody holds on to the body itself: c.in may be another request by the time that a transport's goroutine gets to it.
+type clientBody struct {
+	c    *call
+	from io.Reader
+}
 
 func (b *clientBody) Read(p []byte) (int, error) {
-	n, err := b.c.in.Body.Read(p)
+	n, err := b.from.Read(p)
 	if n > 0 {
 		if err := b.count(n); err != nil {
 			return n, err
@@ -494,7 +498,7 @@ func (u *upload) WriteTo(to io.Writer) (int64, error) {
 		return 0, errStopped
 	}
 	var spent error
-	n, err := http1.Copy(to, body.c.in.Body, func(n int) error {
+	n, err := http1.Copy(to, body.from, func(n int) error {
 		if u.stopped.Load() {
 			return errStopped
 		}

@@ -121,7 +121,7 @@ func (c *call) exchange(token string, request identity.IssueRequest) (*identity.
 func (c *call) readForm() ([]byte, error) {
 	late := time.AfterFunc(min(maxFormTime, c.proxy.Limits.IdleTimeout), func() { c.cut(cutIdle) })
 	defer late.Stop()
-	body, err := io.ReadAll(io.LimitReader(&clientBody{c}, maxForm+1))
+	body, err := io.ReadAll(io.LimitReader(&clientBody{c, c.in.Body}, maxForm+1))
 	if err != nil {
 		return nil, err
 	}

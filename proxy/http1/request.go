@@ -23,8 +23,16 @@ type request struct {
 
 	mu     sync.Mutex // held by whoever reads the body, so that finish knows of it
 	body   incoming
-	over   bool // the handler has returned
-	expect bool // the client waits for 100 before it sends the body
+	number uint64 // of the body that is being read: see content
+	over   bool   // the handler has returned
+	expect bool   // the client waits for 100 before it sends the body
+}
+
+// content is a request's body as its handler has it. The request it is of is one of many in the same place: whoever
+// still has it when that is over reads of no other's, which is somebody else's.
+type content struct {
+	*request
+	number uint64
 }
 
 func (r *request) init(c *conn) {
@@ -40,6 +48,7 @@ func (r *request) read() (status int, err error) {
 	r.Request = *r.blank
 	r.Request.Body, r.Request.Close = http.NoBody, true
 	r.body.reset(&c.in, framing{length: -1}, false)
+	r.expect = false
 	r.deadlineSet.Store(false)
 	late := time.Time{}
 	if t := c.server.HeaderTimeout; t > 0 && !complete(&c.in) {
@@ -136,16 +145,18 @@ func (r *request) parse(head string) (status int, err error) {
 	delete(r.header, "Host")
 	q.Close = old || hasToken(r.header["Connection"], "close")
 	q.ContentLength = max(f.length, 0)
-	q.Body = r
 	if f.chunked {
 		q.ContentLength = -1
 		q.TransferEncoding = []string{"chunked"}
 		delete(r.header, "Transfer-Encoding")
 	}
 	r.body.reset(&r.conn.in, f, false)
-	r.over, r.expect = false, expects && !old && !r.body.done
-	if r.body.done {
-		q.Body = http.NoBody
+	if !r.body.done {
+		r.mu.Lock()
+		r.number++
+		r.over, r.expect = false, expects && !old
+		q.Body = &content{r, r.number}
+		r.mu.Unlock()
 	}
 	return 0, nil
 }
@@ -197,7 +208,7 @@ func validHost(host string) bool {
 }
 
 // Read reads the body. The first tells a client that asked to go on.
-func (r *request) Read(p []byte) (int, error) {
+func (r *content) Read(p []byte) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.begin(); err != nil {
@@ -208,8 +219,11 @@ func (r *request) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (r *request) begin() error {
-	if r.over {
+// current tells whether the request is still being handled. r.mu is held; else nothing of the request may be looked at.
+func (r *content) current() bool { return !r.over && r.number == r.request.number }
+
+func (r *content) begin() error {
+	if !r.current() {
 		return http.ErrBodyReadAfterClose
 	}
 	if r.expect {
@@ -222,16 +236,16 @@ func (r *request) begin() error {
 }
 
 // ifDone has the client watched once there is nothing more to read from it.
-func (r *request) ifDone() {
-	if r.body.done && !r.over {
+func (r *content) ifDone() {
+	if r.current() && r.body.done {
 		r.conn.handling.Store(r.conn.requests)
 	}
 }
 
 // Close does nothing: what is left of the body is the server's business.
-func (r *request) Close() error { return nil }
+func (r *content) Close() error { return nil }
 
-func (r *request) take() (*incoming, *stream) {
+func (r *content) take() (*incoming, *stream) {
 	r.mu.Lock()
 	if r.begin() != nil {
 		return nil, nil
@@ -239,7 +253,7 @@ func (r *request) take() (*incoming, *stream) {
 	return &r.body, r.conn.plain
 }
 
-func (r *request) give(err error) error {
+func (r *content) give(err error) error {
 	r.ifDone()
 	r.mu.Unlock()
 	return err

@@ -97,8 +97,9 @@ func (s *Server) Serve(l net.Listener) error {
 // patrolEvery is how soon a handler learns that its client is gone.
 const patrolEvery = 100 * time.Millisecond
 
-// patrol looks after clients whose request is being handled, and which nobody reads from meanwhile. Requests that are
-// done before it comes by twice cost nothing; net/http keeps a second goroutine at every one.
+// patrol looks after clients whose request is being handled, and which nobody reads from meanwhile, and after those that
+// do not read an answer whose handler is done. Requests that are done before it comes by twice cost nothing; net/http keeps
+// a second goroutine at every one.
 func (s *Server) patrol() {
 	ticker := time.NewTicker(patrolEvery)
 	defer ticker.Stop()
@@ -119,10 +120,16 @@ func (s *Server) patrol() {
 		look = look[:0]
 		s.mu.Lock()
 		for c := range s.conns {
-			if n := c.handling.Load(); n != 0 && c.seen == n {
+			n := c.handling.Load()
+			switch {
+			case n == 0 || n != c.seen || c.state.Load() != connActive:
+				c.seen, c.stuck = n, 0
+			case n&answering == 0:
 				look = append(look, c)
-			} else {
-				c.seen = n
+			default:
+				if c.stuck += patrolEvery; s.IdleTimeout > 0 && c.stuck > s.IdleTimeout {
+					c.accepted.Close() // it does not read what it asked for
+				}
 			}
 		}
 		s.mu.Unlock()
@@ -203,10 +210,15 @@ type conn struct {
 	handed   bool // to HTTP2
 
 	state    atomic.Int32  // see below
-	handling atomic.Uint64 // the number of the request whose handler may be waiting; 0 = none
+	handling atomic.Uint64 // the number of the request whose handler may be waiting, or with answering, whose answer may be; 0 = none
 	requests uint64
-	seen     uint64 // handling as patrol saw it last; patrol's
+	seen     uint64        // handling as patrol saw it last; these two are patrol's
+	stuck    time.Duration // for how long that has been an answer
 }
+
+// answering marks the number of a request whose handler is done: what is left to do is to send the end of the answer, and
+// a client that never reads would keep that waiting for ever.
+const answering = 1 << 63
 
 const (
 	connActive int32 = iota
@@ -223,7 +235,10 @@ func (c *conn) closeIdle() {
 // checkClient ends the request's context where the client is gone. As with net/http that is so, too, for one that has
 // only shut down its sending side; and only once the whole request is read.
 func (c *conn) checkClient() {
-	if c.wire != nil && c.wire.gone() && c.handling.Load() != 0 {
+	if c.wire == nil || !c.wire.gone() {
+		return
+	}
+	if n := c.handling.Load(); n != 0 && n&answering == 0 {
 		c.ctx.End()
 	}
 }
@@ -320,6 +335,7 @@ func (c *conn) one() (again bool) {
 	if !c.await() {
 		return false
 	}
+	c.handling.Store(0)
 	status, err := c.request.read()
 	if err != nil && status == 0 {
 		return false
@@ -422,7 +438,7 @@ func (c *conn) handle(h http.HandlerFunc, unread bool) (again bool) {
 		}
 	}()
 	h(&c.response, &c.request.Request)
-	c.handling.Store(0)
+	c.handling.Store(c.requests | answering)
 	complete := c.response.finish()
 	rest := c.request.finish()
 	switch {

@@ -341,11 +341,13 @@ func TestTimeouts(t *testing.T) {
 	}
 }
 
-// FuzzRequests: what this server takes for requests, net/http's takes for the same. It may refuse more.
+// FuzzRequests: what this server takes for requests, net/http's takes for the same. It may refuse more, and close sooner: of
+// a body that was cut off it says so.
 func FuzzRequests(f *testing.F) {
 	for _, text := range requests {
 		f.Add(text)
 	}
+	f.Add("PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\n")
 	standard := httptest.NewUnstartedServer(http.HandlerFunc(describe))
 	standard.Config.DisableGeneralOptionsHandler = true
 	standard.Start()
@@ -354,7 +356,8 @@ func FuzzRequests(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		got, want := converse(t, ours, text), converse(t, standard.Listener.Addr().String(), text)
 		for i, answer := range got {
-			if strings.HasPrefix(answer, "2") && (i >= len(want) || answer != want[i]) {
+			sooner := strings.Replace(answer, " true ", " false ", 1)
+			if strings.HasPrefix(answer, "2") && (i >= len(want) || answer != want[i] && sooner != want[i]) {
 				t.Errorf("of %q\ngot  %q\nwant %q", text, got, want)
 			}
 		}

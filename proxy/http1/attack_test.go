@@ -1,0 +1,80 @@
+package http1_test
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/sluice-s3/sluice/proxy/http1"
+)
+
+// Who still has a request's body when its handler is done, as a transport's goroutine may, reads nothing of the next
+// request's: that is somebody else's.
+func TestBodyKeptTooLong(t *testing.T) {
+	both(t, func() http.HandlerFunc {
+		kept := make(chan io.ReadCloser, 1)
+		return func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/first" {
+				kept <- r.Body
+				return
+			}
+			stolen, err := io.ReadAll(<-kept)
+			own, _ := io.ReadAll(r.Body)
+			if len(stolen) > 0 || !errors.Is(err, http.ErrBodyReadAfterClose) || string(own) != "second" {
+				t.Errorf("the body of before gives %q and %v, the request's own %q", stolen, err, own)
+			}
+		}
+	}(), func(t *testing.T, address string) {
+		_, in := raw(t, address, "PUT /first HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nfirst"+
+			"PUT /second HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n\r\nsecond")
+		for range 2 {
+			response, err := http.ReadResponse(in, nil)
+			must(t, err)
+			response.Body.Close()
+		}
+	})
+}
+
+// A client that sends requests and never reads an answer is let go of: it has not shown who it is.
+func TestClientThatNeverReads(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	certificate := httptest.NewUnstartedServer(nil)
+	certificate.StartTLS()
+	defer certificate.Close()
+	for name, config := range map[string]*tls.Config{"plain": nil, "TLS": {Certificates: certificate.TLS.Certificates}} {
+		t.Run(name, func(t *testing.T) {
+			if name != "plain" {
+				l, err = net.Listen("tcp", "127.0.0.1:0")
+				must(t, err)
+			}
+			answer := make([]byte, 8<<10)
+			s := &http1.Server{
+				Handler:     http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.Write(answer) }),
+				IdleTimeout: 300 * time.Millisecond, TLS: config,
+			}
+			go s.Serve(l)
+			defer s.Close()
+			c, err := net.Dial("tcp", l.Addr().String())
+			must(t, err)
+			defer c.Close()
+			must(t, c.(*net.TCPConn).SetReadBuffer(4<<10))
+			if config != nil {
+				c = tls.Client(c, &tls.Config{InsecureSkipVerify: true})
+			}
+			must(t, c.SetDeadline(time.Now().Add(10*time.Second)))
+			for err == nil {
+				_, err = io.WriteString(c, "GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+			}
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Error("the server still waits for its answers to be read")
+			}
+		})
+	}
+}
