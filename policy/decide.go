@@ -22,7 +22,7 @@ const maxSessionPolicy = 2048
 // answer is what the rules say of one access.
 type answer struct {
 	allow         bool
-	denied        bool
+	denied        bool     // whatever allow says
 	reasons       []string // why not: of `deny` and `reasons`, sorted, each once
 	role          string
 	sessionPolicy json.RawMessage
@@ -272,7 +272,7 @@ func (a *answer) take(r *rule, v value) {
 		}
 	}
 	if err != nil {
-		a.allow = false
+		a.allow, a.denied = false, true
 		a.reasons = append(a.reasons, "policy: "+r.name+": "+err.Error())
 	}
 }
@@ -420,7 +420,7 @@ func newDecision(accesses int) *Decision {
 func (d *Decision) refuseAll(reason string) *Decision {
 	refused := &Decision{Revision: d.Revision, Reasons: []string{reason}, Verdicts: make([]Verdict, len(d.Verdicts))}
 	for i := range refused.Verdicts {
-		refused.Verdicts[i].Reasons = refused.Reasons
+		refused.Verdicts[i] = Verdict{Denied: true, Reasons: refused.Reasons}
 	}
 	return refused
 }

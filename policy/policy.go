@@ -113,7 +113,7 @@ type Decision struct {
 // Verdict is the answer for one access.
 type Verdict struct {
 	Allow   bool
-	Denied  bool // by `deny`, and not only for want of `allow`
+	Denied  bool // by `deny`, or by terms that cannot be kept, and not only for want of `allow`
 	Reasons []string
 }
 

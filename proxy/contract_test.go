@@ -2,6 +2,8 @@ package proxy_test
 
 import (
 	"encoding/json"
+	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -314,6 +316,49 @@ func TestT07BackendsComplaintsAboutTheProxyStay(t *testing.T) {
 			t.Errorf("%s: the operator's log does not say so: %s", code, r.log)
 		}
 	}
+	// Nor does it, in words of its own, whatever it puts before and wherever it says so.
+	canary := ""
+	for name, echo := range map[string]func(w http.ResponseWriter, authorization, signature string){
+		"signature": func(w http.ResponseWriter, _, signature string) {
+			canary = signature
+			w.WriteHeader(403)
+			io.WriteString(w, "<Error><Code>AccessDenied</Code><Message>"+strings.Repeat("no. ", 1000)+"</Message><Provided>"+signature+"</Provided></Error>")
+		},
+		"late code": func(w http.ResponseWriter, _, _ string) {
+			canary = "AKIDCANARY"
+			w.WriteHeader(403)
+			io.WriteString(w, "<Error><Message>"+strings.Repeat("no. ", 1000)+"</Message><Code>InvalidAccessKeyId</Code><AWSAccessKeyId>"+canary+"</AWSAccessKeyId></Error>")
+		},
+		"redirect": func(w http.ResponseWriter, authorization, _ string) {
+			canary = authorization
+			w.WriteHeader(307)
+			io.WriteString(w, authorization)
+		},
+		"compressed": func(w http.ResponseWriter, _, signature string) {
+			canary = "CANARY in gzip"
+			w.Header().Set("Content-Encoding", "gzip")
+			w.WriteHeader(400)
+			io.WriteString(w, canary)
+		},
+		"header": func(w http.ResponseWriter, authorization, _ string) {
+			canary = authorization
+			w.Header().Set("Authorization", authorization)
+			w.Header().Set("X-Amz-Security-Token", authorization)
+			w.Header().Set("X-Sluice-Reason", authorization)
+			w.WriteHeader(200)
+		},
+	} {
+		r.backend.Handle(func(w http.ResponseWriter, in *s3test.Request) {
+			authorization := in.Header.Get("Authorization")
+			_, signature, _ := strings.Cut(authorization, "Signature=")
+			echo(w, authorization, signature)
+		})
+		response, body := r.do(r.request("GET", "/artifacts/web/k", nil))
+		if canary == "" || strings.Contains(body, canary) || strings.Contains(fmt.Sprint(response.Header), canary) || response.StatusCode != 200 && response.StatusCode < 500 {
+			t.Errorf("%s: %s %v %s", name, response.Status, response.Header, body)
+		}
+		r.event()
+	}
 	// What is about the request goes through.
 	r.backend.Answer(403, nil, `<Error><Code>AccessDenied</Code><Message>by the bucket's policy</Message></Error>`)
 	if response, body := r.do(r.request("GET", "/artifacts/web/k", nil)); response.StatusCode != 403 || !strings.Contains(body, "by the bucket's policy") {
@@ -330,13 +375,17 @@ func TestBucketsAreThoseOneMayList(t *testing.T) {
 		status int
 		names  string
 	}{
-		"one":                   {`allow if { input.action == "s3:ListBucket"; input.bucket == "b" }`, 200, "b"},
-		"none":                  {`allow if input.action == "s3:GetObject"`, 403, ""},
-		"none, but the call":    {`allow if input.action == "s3:ListAllMyBuckets"`, 200, ""},
-		"one and the call":      {`allow if input.action == "s3:ListAllMyBuckets"` + "\n" + `allow if { input.action == "s3:ListBucket"; input.bucket == "a" }`, 200, "a"},
-		"one, the call denied":  {`allow if input.action == "s3:ListBucket"` + "\n" + `deny contains "no" if input.action == "s3:ListAllMyBuckets"`, 403, ""},
-		"all but a denied one":  {`allow if input.action == "s3:ListBucket"` + "\n" + `deny contains "no" if input.bucket == "a"`, 200, "b"},
-		"undefined and erratic": {`allow if input.nothing`, 403, ""},
+		"one":                  {`allow if { input.action == "s3:ListBucket"; input.bucket == "b" }`, 200, "b"},
+		"none":                 {`allow if input.action == "s3:GetObject"`, 403, ""},
+		"none, but the call":   {`allow if input.action == "s3:ListAllMyBuckets"`, 200, ""},
+		"one and the call":     {`allow if input.action == "s3:ListAllMyBuckets"` + "\n" + `allow if { input.action == "s3:ListBucket"; input.bucket == "a" }`, 200, "a"},
+		"one, the call denied": {`allow if input.action == "s3:ListBucket"` + "\n" + `deny contains "no" if input.action == "s3:ListAllMyBuckets"`, 403, ""},
+		"all but a denied one": {`allow if input.action == "s3:ListBucket"` + "\n" + `deny contains "no" if input.bucket == "a"`, 200, "b"},
+		// It is not that policy does not allow the call: it allows it on terms that cannot be kept, and as the backend's own
+		// role nothing would be left of them.
+		"a role that is none":       {"allow := true\nrole := 5", 403, ""},
+		"a session policy too long": {"allow := true\n" + `session_policy := {"Statement": [{"Effect": "Deny", "Action": "` + strings.Repeat("x", 2048) + `"}]}`, 403, ""},
+		"undefined and erratic":     {`allow if input.nothing`, 403, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, rigOptions{policy: "package s3.authz\n" + c.rules + "\n"})

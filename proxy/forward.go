@@ -171,16 +171,16 @@ func (c *call) sendError(b *Backend, err error) error {
 // relay passes the backend's answer on. It returns an error where the body could not be passed on whole.
 func (c *call) relay(answer *http1.Answer) error {
 	body := io.Reader(answer.Body)
-	if answer.StatusCode >= 400 {
+	fields := endToEnd(answer.Fields)
+	if answer.StatusCode >= 300 {
 		c.event.Error = "" // the body tells
-		if c.in.Method != http.MethodHead {
-			body = c.peekCode(body)
-		}
-		if aboutUs[c.event.Error] {
-			return &backendRefusesUs{c.backendName(), c.event.Error}
+		if c.in.Method != http.MethodHead && bodyAllowed(answer.StatusCode) {
+			var err error
+			if body, err = c.readError(fields, body); err != nil {
+				return err
+			}
 		}
 	}
-	fields := endToEnd(answer.Fields)
 	if answer.StatusCode >= 300 && answer.StatusCode < 400 {
 		// A client that follows it would take its token to a host we do not know.
 		fields = slices.DeleteFunc(fields, named("Location"))
@@ -272,18 +272,39 @@ var aboutUs = map[string]bool{
 	"AuthorizationQueryParametersError": true, "NotSignedUp": true,
 }
 
-// peekCode reads the S3 code out of a backend's error for the event. Only the beginning is looked at, and the
-// whole body still goes on.
-func (c *call) peekCode(body io.Reader) io.Reader {
-	head := make([]byte, 1024)
-	n, _ := io.ReadFull(body, head)
-	head = head[:n]
-	if _, rest, ok := strings.Cut(string(head), "<Code>"); ok {
+// maxError is how much of a backend's error is looked at. It is many times what S3's have.
+const maxError = 64 << 10
+
+// readError looks into a backend's error, for the event and for what is not the client's to know. The whole body still goes
+// on.
+func (c *call) readError(fields http1.Fields, body io.Reader) (io.Reader, error) {
+	if coding := fields.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
+		return nil, &backendDown{c.backendName(), fmt.Errorf("its error has Content-Encoding %q, which it was not asked for", coding)}
+	}
+	read, _ := io.ReadAll(io.LimitReader(body, maxError)) // body says again what went wrong
+	text := string(read)
+	if _, rest, ok := strings.Cut(text, "<Code>"); ok {
 		if code, _, ok := strings.Cut(rest, "</Code>"); ok && len(code) <= 64 {
 			c.event.Error = code
 		}
 	}
-	return io.MultiReader(strings.NewReader(string(head)), body)
+	if aboutUs[c.event.Error] || c.signedWith(text) {
+		return nil, &backendRefusesUs{c.backendName(), c.event.Error}
+	}
+	return io.MultiReader(strings.NewReader(text), body), nil
+}
+
+// signedWith tells whether a text has what the request to the backend was signed with. Backends that debug, and those whose
+// codes are their own, answer with all of it.
+func (c *call) signedWith(text string) bool {
+	sent := c.room.out.Header
+	_, signature, _ := strings.Cut(sent.Get("Authorization"), "Signature=")
+	for _, secret := range []string{signature, sent.Get("X-Amz-Security-Token")} {
+		if secret != "" && strings.Contains(text, secret) {
+			return true
+		}
+	}
+	return false
 }
 
 // endToEnd takes out of a backend's answer what was between it and us, and what Sluice alone may say; in place.
@@ -295,7 +316,11 @@ func endToEnd(fields http1.Fields) http1.Fields {
 		case "Connection":
 			connection += "," + f.Value
 			continue
-		case "Keep-Alive", "Proxy-Authenticate", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "X-Sluice-Request-Id":
+		case "Keep-Alive", "Proxy-Authenticate", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade":
+			continue
+		case "Authorization", "X-Amz-Security-Token": // ours, sent back
+			continue
+		case "X-Sluice-Request-Id", "X-Sluice-Reason":
 			continue
 		case "Content-Encoding":
 			if f.Value = withoutFraming(f.Value); f.Value == "" {
