@@ -272,6 +272,9 @@ var aboutUs = map[string]bool{
 	"AuthorizationQueryParametersError": true, "NotSignedUp": true,
 }
 
+// RefusesProxy tells whether a backend that answers with this code refuses the proxy, and not what a client asks for.
+func RefusesProxy(code string) bool { return aboutUs[code] }
+
 // maxError is how much of a backend's error is looked at. It is many times what S3's have.
 const maxError = 64 << 10
 

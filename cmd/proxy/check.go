@@ -269,7 +269,11 @@ func (d *doctor) policy(ctx context.Context) {
 	defer cancel()
 	engine, err := policy.Open(asking, d.config.Policy, nil)
 	if err != nil {
-		d.fail("policy", "proxy policy test runs the policies' own tests; docs/policy.md tells what is refused at load", "%v", err)
+		mend := "proxy policy test runs the policies' own tests; docs/policy.md tells what is refused at load"
+		if d.config.Policy.Dir == "" {
+			mend = "this machine must reach the policy's source, and find there what the configuration names; " + mend
+		}
+		d.fail("policy", mend, "%v", err)
 		return
 	}
 	d.ok("policy", "revision %s", engine.Status().Revision)
@@ -348,15 +352,93 @@ func (d *doctor) backend(ctx context.Context, b *Backend) {
 		err := s.Test(asking, as)
 		cancel()
 		if e, bad := errors.AsType[*signer.Error](err); bad {
-			say := e.Message
-			if e.Err != nil {
-				say += ": " + e.Err.Error()
-			}
-			d.fail(name, e.Hint, "%s", say)
+			d.failSigner(name, e)
 			continue
 		}
-		d.ok(name, "can be acted as")
+		if role == "" && as.Principal == nil { // no role's credentials differ from one identity to the next
+			as.Principal = &signer.Principal{Expires: time.Now().Add(time.Hour)}
+		}
+		if as.Principal == nil || d.taken(ctx, name, what, b, s, as) {
+			d.ok(name, "can be acted as")
+		}
 	}
+}
+
+func (d *doctor) failSigner(name string, e *signer.Error) {
+	say := e.Message
+	if e.Err != nil {
+		say += ": " + e.Err.Error()
+	}
+	d.fail(name, e.Hint, "%s", say)
+}
+
+// taken asks the backend for its buckets, as requests are signed: fixed keys, the region and whether this is S3 at all are
+// tried by nothing else. That the credentials may not list them is an answer; nothing but the code is told, since S3
+// explains a bad signature by what was signed.
+func (d *doctor) taken(ctx context.Context, name, backend string, b *Backend, s *signer.Signer, as signer.As) bool {
+	ctx, cancel := context.WithTimeout(ctx, d.timeout)
+	defer cancel()
+	const mend = "this machine must reach the endpoint; a private CA goes into ca_file"
+	endpoint, err := b.url()
+	if err != nil {
+		d.fail(backend, "", "%v", err)
+		return false
+	}
+	transport, err := b.transport(Limits{})
+	if err != nil {
+		d.fail(backend, mend, "%v", err)
+		return false
+	}
+	defer transport.CloseIdleConnections()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, endpoint.String()+"/", nil)
+	if err != nil {
+		d.fail(backend, "", "%v", err)
+		return false
+	}
+	const nothing = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855" // SHA-256 of no bytes
+	if e, bad := errors.AsType[*signer.Error](s.Sign(ctx, request, nothing, as)); bad {
+		d.failSigner(name, e)
+		return false
+	}
+	answer, err := transport.RoundTrip(request)
+	if err != nil {
+		d.fail(backend, mend, "%v", err)
+		return false
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(answer.Body, 64<<10)) // an error is shorter, and of a list the start will do
+	if err != nil {
+		d.fail(backend, mend, "%v", err)
+		return false
+	}
+	_, rest, isError := strings.Cut(string(text), "<Code>")
+	code, _, _ := strings.Cut(rest, "<")
+	switch {
+	case proxy.RefusesProxy(code):
+		d.fail(name, mendCredentials(code), "the backend does not accept them: %s", code)
+	case !isError && !strings.Contains(string(text), "<ListAllMyBucketsResult"):
+		d.fail(backend, "endpoint must be that of an S3 service, without a bucket or a path", "%s answers %s, and not as S3 does", endpoint, answer.Status)
+	case answer.StatusCode >= 500 && answer.StatusCode != http.StatusNotImplemented:
+		d.fail(backend, "see what the backend itself says", "%s answers %s", endpoint, answer.Status)
+	default:
+		return true
+	}
+	return false
+}
+
+// mendCredentials says what is wrong about what a request was signed with, by the code that it was refused with.
+func mendCredentials(code string) string {
+	switch code {
+	case "InvalidAccessKeyId":
+		return "no such access key ID is known there: compare it, and the endpoint"
+	case "SignatureDoesNotMatch":
+		return "the secret key is not this access key ID's, or the region is not the backend's"
+	case "AuthorizationHeaderMalformed":
+		return "set region to the backend's own"
+	case "RequestTimeTooSkewed":
+		return "synchronise this machine's clock (NTP)"
+	}
+	return "renew the credentials"
 }
 
 // reach asks the backend anything at all: an S3 error is an answer.

@@ -1,6 +1,9 @@
 package main_test
 
 import (
+	"cmp"
+	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -19,11 +22,21 @@ func TestDoctor(t *testing.T) {
 	external := []world.Role{{ARN: world.RoleARN("sluice-default"), ExternalID: "known"}}
 	late := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Date", time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat))
+		_, _ = io.WriteString(w, "<ListAllMyBucketsResult/>")
 	}))
 	defer late.Close()
+	web := httptest.NewServer(http.NotFoundHandler())
+	defer web.Close()
+	// Fixed keys of the S3 server's own, and then one thing about them wrong.
+	static := func(t *testing.T, w *world.World, id, secret string) map[string]any {
+		t.Setenv("S3_KEY_ID", cmp.Or(id, w.Root.AccessKeyID))
+		t.Setenv("S3_SECRET", cmp.Or(secret, w.Root.SecretAccessKey))
+		return map[string]any{"backends[0].credentials": map[string]any{"static": map[string]any{"access_key_id_env": "S3_KEY_ID", "secret_access_key_env": "S3_SECRET"}}}
+	}
 	cases := map[string]struct {
 		world    world.Options
 		set      map[string]any
+		keys     *[2]string // static ones in the place of roles: ID and secret, the right ones where empty
 		sabotage func(t *testing.T, w *world.World, dir string)
 		token    map[string]any
 		want     string // of the one line that fails, and its mend
@@ -39,6 +52,11 @@ func TestDoctor(t *testing.T) {
 		"duration":     {set: map[string]any{"backends[0].credentials.assume_role.duration": "2h"}, want: `failed +role .*\n.*mend: .*(duration|Duration)`},
 		"sts down":     {set: map[string]any{"backends[0].credentials.assume_role.sts_endpoint": "http://127.0.0.1:1"}, want: `failed +role .*\n.*mend: `},
 		"backend down": {set: map[string]any{"backends[0].endpoint": "http://127.0.0.1:1"}, want: `failed +backend .*\n.*mend: this machine must reach`},
+		"no S3":        {set: map[string]any{"backends[0].endpoint": web.URL}, want: `failed +backend .*404 Not Found, and not as S3 does\n.*mend: endpoint must be`},
+		"static keys":  {keys: &[2]string{}, want: ``},
+		"static ID":    {keys: &[2]string{"AKIANOBODY", ""}, want: `failed +backend s3-1 credentials .*InvalidAccessKeyId\n.*mend: no such access key ID`},
+		"secret":       {keys: &[2]string{"", "of-another"}, want: `failed +backend s3-1 credentials .*SignatureDoesNotMatch\n.*mend: the secret key`},
+		"no git":       {set: map[string]any{"policy": map[string]any{"git": map[string]any{"url": "file:///nowhere"}}}, want: `failed +policy .*\n.*mend: .*policy.s source`},
 		"policy": {sabotage: func(t *testing.T, w *world.World, dir string) {
 			write(t, filepath.Join(dir, "policy", "authz.rego"), "package s3.authz\nallow if")
 		}, want: `failed +policy .*authz.rego`},
@@ -66,7 +84,11 @@ func TestDoctor(t *testing.T) {
 				t.Fatal(err)
 			}
 			write(t, filepath.Join(dir, "policy", "authz.rego"), string(policy))
-			config, err := w.ProxyConfig(world.ProxyOptions{Dir: dir, PolicyDir: filepath.Join(dir, "policy"), Set: c.set})
+			set := maps.Clone(c.set)
+			if c.keys != nil {
+				set = static(t, w, c.keys[0], c.keys[1])
+			}
+			config, err := w.ProxyConfig(world.ProxyOptions{Dir: dir, PolicyDir: filepath.Join(dir, "policy"), Set: set})
 			if err != nil {
 				t.Fatal(err)
 			}
