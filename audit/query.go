@@ -138,6 +138,9 @@ func (o *QueryOptions) each(ctx context.Context, paths []string, yield func(line
 		if err := json.Unmarshal(line.text, &ev); err != nil {
 			return fmt.Errorf("%s:%d: not an audit event: %w", line.file, line.number, err)
 		}
+		if ev.Schema != Schema {
+			return fmt.Errorf("%s:%d: not an audit event: its schema is %q and not %q", line.file, line.number, ev.Schema, Schema)
+		}
 		if o.Filter.match(&ev) && !yield(line.text, &ev) {
 			return nil
 		}

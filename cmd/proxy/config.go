@@ -164,6 +164,9 @@ func parseConfig(text []byte, env func(string) (string, bool)) (*Config, []Probl
 	if err := yaml.Unmarshal(text, &tree); err != nil {
 		// [line:column] and what is wrong. The lines that follow show the file, which may be another than was meant.
 		what, _, _ := strings.Cut(strings.TrimSpace(err.Error()), "\n")
+		if strings.Contains(string(text), "${") && strings.Contains(what, "must be specified") {
+			what += `; inside {…} quote what has a variable in it: {dir: "${NAME}"}`
+		}
 		report("", "not YAML: "+what)
 		return nil, problems
 	}
@@ -185,7 +188,11 @@ func parseConfig(text []byte, env func(string) (string, bool)) (*Config, []Probl
 		for _, e := range flatten(err) {
 			var at *mapstructure.DecodeError
 			if errors.As(e, &at) {
-				report(at.Name(), strings.ReplaceAll(at.Unwrap().Error(), "\n", " "))
+				what := strings.ReplaceAll(at.Unwrap().Error(), "\n", " ")
+				if got, list := strings.CutPrefix(what, "source data must be an array or slice, got "); list {
+					what = "a list is needed, [a, b], not a " + got
+				}
+				report(at.Name(), what)
 			} else {
 				report("", e.Error())
 			}

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -50,9 +51,20 @@ type explained struct {
 		Attributes policy.Attributes `json:"attributes"`
 	} `json:"identity"`
 	*policy.Explanation
-	Backend   string `json:"backend"`
-	ActAs     string `json:"act_as,omitempty"` // the role that the backend would see
-	RoleError string `json:"role_error,omitempty"`
+	Recorded  *happened `json:"recorded,omitempty"` // of an event
+	Backend   string    `json:"backend"`
+	ActAs     string    `json:"act_as,omitempty"` // the role that the backend would see
+	RoleError string    `json:"role_error,omitempty"`
+}
+
+// happened is what became of a request then. That is more than policy's answer: limits and backends refuse, too.
+type happened struct {
+	Allow    bool          `json:"allow"` // by policy
+	Reasons  []string      `json:"reasons"`
+	Revision string        `json:"policy_revision"`
+	Outcome  audit.Outcome `json:"outcome"`
+	Status   int           `json:"status"`
+	Error    string        `json:"error"`
 }
 
 // Validate refuses what would be passed over.
@@ -115,6 +127,9 @@ func (cmd explainCommand) Run(out io.Writer) error {
 	}
 	if err != nil {
 		return err
+	}
+	if asked.Operation.Name == "DeleteObjects" {
+		return errors.New("DeleteObjects needs what each key in its body needs: ask about a key with DELETE /BUCKET/KEY, or give an event of it with --event")
 	}
 	explanation, err := engine.Explain(ctx, asked.Question)
 	if err != nil {
@@ -214,8 +229,11 @@ func (cmd explainCommand) event(ctx context.Context, out io.Writer, engine *poli
 	if err := json.Unmarshal(text, &e); err != nil {
 		return fmt.Errorf("--event: not one audit event (give one line of the log: grep ID audit.jsonl | proxy explain --event -): %w", err)
 	}
+	if e.Schema != audit.Schema {
+		return fmt.Errorf("--event: not an audit event: its schema is %q and not %q", e.Schema, audit.Schema)
+	}
 	if len(e.Accesses) == 0 {
-		return fmt.Errorf("the event has no accesses: the request was refused before policy was asked (%s)", e.Error)
+		return fmt.Errorf("policy was not asked: the event of %s has no accesses, and says %s with %d %s", cmp.Or(e.Operation, "the request"), e.Outcome, e.Status, e.Error)
 	}
 	event, err := recordedEvent(&e)
 	if err != nil {
@@ -235,6 +253,7 @@ func (cmd explainCommand) event(ctx context.Context, out io.Writer, engine *poli
 	}
 	answer.Identity.Issuer, answer.Identity.Subject, answer.Identity.Session = e.Identity.Issuer, e.Identity.Subject, e.Identity.Session
 	answer.Identity.Attributes = policy.Attributes(e.Identity.Attributes)
+	answer.Recorded = &happened{e.Decision.Allow, e.Decision.Reasons, e.Decision.PolicyRevision, e.Outcome, e.Status, e.Error}
 	return cmd.print(out, &answer)
 }
 
@@ -251,6 +270,12 @@ func (cmd explainCommand) print(out io.Writer, x *explained) error {
 	}
 	for _, reason := range x.Reasons {
 		fmt.Fprintf(out, "  because %s\n", reason)
+	}
+	if r := x.Recorded; r != nil {
+		fmt.Fprintf(out, "recorded: %s, by policy %s\n", strings.TrimSpace(fmt.Sprintf("%s with %d %s", r.Outcome, r.Status, r.Error)), r.Revision)
+		for _, reason := range r.Reasons {
+			fmt.Fprintf(out, "  because %s\n", reason)
+		}
 	}
 	if x.Backend == "" {
 		fmt.Fprintln(out, "backend: none has this bucket")
@@ -276,7 +301,7 @@ func (cmd explainCommand) print(out io.Writer, x *explained) error {
 			{"in_flight", float64(l.InFlight)}, {"max_object_bytes", float64(l.MaxObjectBytes)},
 		} {
 			if limit.value > 0 {
-				fmt.Fprintf(out, "limit: %s %v\n", limit.name, limit.value)
+				fmt.Fprintf(out, "limit: %s %s\n", limit.name, strconv.FormatFloat(limit.value, 'f', -1, 64))
 			}
 		}
 	}

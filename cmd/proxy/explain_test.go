@@ -44,10 +44,11 @@ func TestExplain(t *testing.T) {
 			args: []string{"--token-file", token, "--access", "artifacts/web/x"},
 			want: []string{"s3:GetObject ", "allowed", "s3:ListBucket "},
 		},
-		"two questions": {args: []string{"--event", token, "--access", "artifacts"}, want: []string{"give one of them"}, fail: true},
-		"two persons":   {args: []string{"--event", token, "--token-file", token}, want: []string{"leave out --token-file"}, fail: true},
-		"many events":   {args: []string{"--event", log}, want: []string{"give one line of the log"}, fail: true},
-		"nobody":        {args: []string{"GET", "/artifacts/web/x"}, want: []string{"--token-file"}, fail: true},
+		"keys in a body": {args: []string{"--token-file", token, "POST", "/artifacts?delete"}, want: []string{"ask about a key with DELETE /BUCKET/KEY"}, fail: true},
+		"two questions":  {args: []string{"--event", token, "--access", "artifacts"}, want: []string{"give one of them"}, fail: true},
+		"two persons":    {args: []string{"--event", token, "--token-file", token}, want: []string{"leave out --token-file"}, fail: true},
+		"many events":    {args: []string{"--event", log}, want: []string{"give one line of the log"}, fail: true},
+		"nobody":         {args: []string{"GET", "/artifacts/web/x"}, want: []string{"--token-file"}, fail: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			out, err := runProxy(t, r.World, append(base[:len(base):len(base)], c.args...)...)
@@ -109,6 +110,10 @@ func TestExplain(t *testing.T) {
 		out, err := runProxy(t, r.World, append(base, "--event", r.proxy.AuditFile)...)
 		if err != nil || !strings.Contains(out, "s3:GetObject on artifacts/api/x: refused") || !strings.Contains(out, "because project web works below web/") {
 			t.Errorf("%v\n%s", err, out)
+		}
+		// What became of it then is told besides: policy is not all that refuses.
+		if !strings.Contains(out, "recorded: refused with 403 AccessDenied, by policy ") {
+			t.Errorf("not what was recorded:\n%s", out)
 		}
 	})
 	t.Run("replay", func(t *testing.T) {

@@ -10,7 +10,7 @@ import (
 
 // healthcheckCommand is for images that have no curl, as ours.
 type healthcheckCommand struct {
-	Admin string `default:"http://127.0.0.1:9090" placeholder:"URL" help:"The admin listener."`
+	Admin string `default:"http://127.0.0.1:9090" placeholder:"URL" help:"The admin listener [${default}]."`
 	Ready bool   `help:"Ask whether it is ready to serve, not just alive."`
 }
 

@@ -52,7 +52,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return exit
 	}
 	if err != nil {
-		fmt.Fprintf(stderr, "proxy: %s; see proxy --help\n", oneLine(err))
+		command := "proxy"
+		if at, ok := errors.AsType[*kong.ParseError](err); ok && at.Context != nil {
+			command = strings.TrimSpace("proxy " + commandName(at.Context))
+		}
+		fmt.Fprintf(stderr, "%s: %s; see %[1]s --help\n", command, oneLine(err))
 		return exitMisuse
 	}
 	if err := ctx.Run(); err != nil {
