@@ -151,6 +151,7 @@ func (w *workspace) env(proxy string) []string {
 		"AWS_ENDPOINT_URL_STS=" + proxy,
 		"AWS_ENDPOINT_URL_S3=" + proxy,
 		"AWS_REGION=us-east-1",
+		"AWS_DEFAULT_REGION=us-east-1", // what the aws CLI's version 1 and boto3 read
 	}
 }
 
