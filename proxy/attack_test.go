@@ -31,6 +31,44 @@ func TestT16WholeURLsOpenNoDoor(t *testing.T) {
 	}
 }
 
+// T24: nor may as many of them as there are places keep all others out.
+func TestT24FormsThatTakeEveryPlace(t *testing.T) {
+	if netHTTP {
+		t.Skip("net/http's server gives the place back at once, and the answer when the body has come")
+	}
+	const places = 8
+	r := newRig(t, rigOptions{configure: func(c *proxy.Config) { c.Limits.MaxInFlight = places }})
+	refused := make(chan string, 2*places)
+	var conns []net.Conn
+	for i := range 2 * places {
+		c, err := net.Dial("tcp", r.server.Listener.Addr().String())
+		must(t, err)
+		conns = append(conns, c)
+		target := []string{"/", "/-/logout"}[i%2]
+		fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 60000\r\n\r\na", target)
+		go func() {
+			answer, err := http.ReadResponse(bufio.NewReader(c), nil)
+			if err != nil {
+				refused <- err.Error()
+				return
+			}
+			refused <- answer.Status
+		}()
+	}
+	for range 2*places - places/4 {
+		if status := <-refused; !strings.HasPrefix(status, "503") {
+			t.Errorf("a form too many: %s", status)
+		}
+	}
+	if answer, body := r.do(r.request("GET", "/artifacts/web/k", nil)); answer.StatusCode != 200 {
+		t.Errorf("who has credentials is kept out by those who have none: %s %s", answer.Status, body)
+	}
+	for _, c := range conns {
+		c.Close()
+	}
+	r.events(2*places + 1)
+}
+
 // T24: forms are read before anybody has shown who he is, so none may keep a place among the requests in flight.
 func TestT24FormsThatTrickle(t *testing.T) {
 	const places = 2

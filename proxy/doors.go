@@ -51,10 +51,12 @@ func isForm(r *http.Request) bool {
 
 // maxForm bounds the bodies of Sluice's own doors: a token is at most 16 KiB. They are read before anybody has shown who
 // he is, so maxFormTime bounds all of the reading too: a byte now and then would keep one of the places that every
-// request needs (limits.max_in_flight) for as long as one likes.
+// request needs (limits.max_in_flight) for as long as one likes. And of these places they take up one of formShare at most,
+// or else as many clients as there are places, coming again and again, would keep out all who have credentials.
 const (
 	maxForm     = 64 << 10
 	maxFormTime = 10 * time.Second
+	formShare   = 4
 )
 
 // sts answers AssumeRoleWithWebIdentity and GetCallerIdentity.
@@ -119,6 +121,11 @@ func (c *call) exchange(token string, request identity.IssueRequest) (*identity.
 }
 
 func (c *call) readForm() ([]byte, error) {
+	reading := c.proxy.forms.Add(1)
+	defer c.proxy.forms.Add(-1)
+	if most := int64(c.proxy.Limits.MaxInFlight); most > 0 && reading > max(most/formShare, 1) {
+		return nil, &slowDown{message: "too many others are sending their tokens at the moment; retry soon", retryAfter: time.Second}
+	}
 	late := time.AfterFunc(min(maxFormTime, c.proxy.Limits.IdleTimeout), func() { c.cut(cutIdle) })
 	defer late.Stop()
 	body, err := io.ReadAll(io.LimitReader(&clientBody{c, c.in.Body}, maxForm+1))
@@ -217,6 +224,10 @@ func (c *call) logout() {
 		return
 	}
 	body, err := c.readForm()
+	if _, busy := errors.AsType[*slowDown](err); busy {
+		refuse(http.StatusServiceUnavailable, err)
+		return
+	}
 	if err != nil {
 		refuse(http.StatusBadRequest, &s3wire.Error{Code: "InvalidRequest", Message: "the form cannot be read, or is longer than 64 KiB"})
 		return

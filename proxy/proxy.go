@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/gobwas/glob"
@@ -82,6 +83,7 @@ type Proxy struct {
 	addressing s3wire.Addressing
 	sessions   *sessionLimits
 	calls      *calls
+	forms      atomic.Int64 // being read: see readForm
 }
 
 // New checks c and makes a Proxy.

@@ -154,6 +154,9 @@ func stsErrorOf(err error, exchange bool) *stsError {
 	if _, ok := errors.AsType[*clientGone](err); ok {
 		return &stsError{"RequestTimeout", "the form did not come whole, or not in time"}
 	}
+	if e, ok := errors.AsType[*slowDown](err); ok {
+		return &stsError{"ServiceUnavailable", e.message}
+	}
 	if _, ok := errors.AsType[*unrecorded](err); ok {
 		return &stsError{"ServiceUnavailable", "the request cannot be recorded at the moment, so it was not served; retry soon"}
 	}
