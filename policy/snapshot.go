@@ -299,12 +299,28 @@ func isStringSet(t types.Type) bool {
 func compileError(list ast.Errors) error {
 	errs := make([]error, len(list))
 	for i, e := range list {
-		errs[i] = e
+		errs[i] = errors.New(inOneLine(e))
 		if name, ok := strings.CutPrefix(e.Message, "undefined function "); ok && forbidden[name] != "" {
 			errs[i] = fmt.Errorf("%s: %s is not available: %s", e.Location, name, forbidden[name])
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// inOneLine is an error without the picture that OPA draws of where in the line it is.
+func inOneLine(e *ast.Error) string {
+	text := fmt.Sprintf("%s: %s", e.Code, e.Message)
+	if e.Location != nil {
+		text = fmt.Sprintf("%s: %s", e.Location, text)
+	}
+	if e.Details != nil {
+		for _, line := range e.Details.Lines() {
+			if line = strings.TrimSpace(line); line != "" && line != "^" {
+				text += ": " + line
+			}
+		}
+	}
+	return strings.Join(strings.Fields(text), " ")
 }
 
 // query asks for some rules of the package, and for no other: evaluating the package whole would evaluate every

@@ -73,7 +73,7 @@ func (f auditFilter) filter() (audit.Filter, error) {
 	}
 	for _, outcome := range f.Outcome {
 		if !slices.Contains(outcomes, audit.Outcome(outcome)) {
-			return filter, fmt.Errorf("--outcome: %q is none of %v", outcome, outcomes)
+			return filter, misuse{fmt.Errorf("--outcome: %q is none of %v", outcome, outcomes)}
 		}
 		filter.Outcomes = append(filter.Outcomes, audit.Outcome(outcome))
 	}
@@ -81,12 +81,12 @@ func (f auditFilter) filter() (audit.Filter, error) {
 	var err error
 	if f.Since != "" {
 		if filter.Since, err = audit.ParseTime(f.Since, now); err != nil {
-			return filter, fmt.Errorf("--since: %w", err)
+			return filter, misuse{fmt.Errorf("--since: %w", err)}
 		}
 	}
 	if f.Until != "" {
 		if filter.Until, err = audit.ParseTime(f.Until, now); err != nil {
-			return filter, fmt.Errorf("--until: %w", err)
+			return filter, misuse{fmt.Errorf("--until: %w", err)}
 		}
 	}
 	return filter, nil

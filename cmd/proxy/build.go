@@ -83,7 +83,7 @@ func build(ctx context.Context, c *Config, keep lasting, previous *parts) (_ *pa
 		return nil, err
 	}
 	news := &policyNews{log: keep.log}
-	p.policy, err = policy.Open(ctx, c.Policy, news.heard)
+	p.policy, err = openPolicy(ctx, c.Policy, news.heard)
 	if err != nil {
 		return nil, err
 	}
@@ -145,6 +145,9 @@ func (n *policyNews) tell(before, what string, s policy.Status) (now string) {
 	now = fmt.Sprint(s.Revision, s.Loaded, s.Err)
 	switch {
 	case now == before:
+	case s.Err != nil && s.Revision == "" && what == "policy": // opening it fails, and that says so
+	case s.Err != nil && s.Revision == "":
+		n.log.Error(what+" not loaded", slog.Any("error", s.Err))
 	case s.Err != nil:
 		n.log.Error(what+" not loaded; the one before stays in force", slog.String("revision", s.Revision), slog.Any("error", s.Err))
 	case s.Revision != "":

@@ -103,9 +103,11 @@ func checkPolicy(out io.Writer, c *Config) error {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	engine, err := policy.Open(ctx, c.Policy, nil)
+	engine, err := openPolicy(ctx, c.Policy, nil)
 	if err != nil {
-		fmt.Fprintf(out, "policy.dir: %s\n", oneLine(err))
+		for _, problem := range problems(err) {
+			fmt.Fprintln(out, problem)
+		}
 		return &exitError{exitFailed}
 	}
 	mistakes := false

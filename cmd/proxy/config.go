@@ -132,14 +132,17 @@ type ConfigError struct {
 	Problems []Problem
 }
 
-func (e *ConfigError) Error() string {
-	lines := make([]string, len(e.Problems))
+func (e *ConfigError) Error() string { return errors.Join(e.Unwrap()...).Error() }
+
+// Unwrap is the problems, each with the file.
+func (e *ConfigError) Unwrap() []error {
+	errs := make([]error, len(e.Problems))
 	for i, p := range e.Problems {
-		if lines[i] = p.String(); e.File != "" {
-			lines[i] = e.File + ": " + lines[i]
+		if errs[i] = errors.New(p.String()); e.File != "" {
+			errs[i] = fmt.Errorf("%s: %s", e.File, p)
 		}
 	}
-	return strings.Join(lines, "\n")
+	return errs
 }
 
 // loadConfig reads file, fills in the defaults, and reports every problem at once as a *ConfigError.

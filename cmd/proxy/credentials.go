@@ -36,13 +36,13 @@ credential_process = proxy credentials --endpoint https://s3.example.com --token
 func (cmd credentialsCommand) Run(out io.Writer) error {
 	ctx, cancel := context.WithTimeout(context.Background(), cmd.Timeout)
 	defer cancel()
+	endpoint, err := url.Parse(cmd.Endpoint)
+	if err != nil || endpoint.Host == "" {
+		return misuse{fmt.Errorf("--endpoint %q is not a URL such as https://s3.example.com", cmd.Endpoint)}
+	}
 	token, err := cmd.token(ctx)
 	if err != nil {
 		return err
-	}
-	endpoint, err := url.Parse(cmd.Endpoint)
-	if err != nil || endpoint.Host == "" {
-		return fmt.Errorf("--endpoint %q is not a URL such as https://s3.example.com", cmd.Endpoint)
 	}
 	client, err := cmd.client()
 	if err != nil {

@@ -92,9 +92,9 @@ func (cmd explainCommand) Run(out io.Writer) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), cmd.Timeout)
 	defer cancel()
-	engine, err := policy.Open(ctx, c.Policy, nil)
+	engine, err := openPolicy(ctx, c.Policy, nil)
 	if err != nil {
-		return fmt.Errorf("policy: %w", err)
+		return err
 	}
 	if c.Policy.Shadow != nil {
 		// It loads by itself, and in its own time. What becomes of it is told with its answer.
@@ -104,7 +104,7 @@ func (cmd explainCommand) Run(out io.Writer) error {
 		return cmd.event(ctx, out, engine)
 	}
 	if cmd.TokenFile == "" {
-		return errors.New("whose request? give --token-file, or an audit event with --event")
+		return misuse{errors.New("whose request? give --token-file, or an audit event with --event")}
 	}
 	id, err := cmd.identity(ctx, c)
 	if err != nil {
@@ -184,7 +184,7 @@ func askConfig(ctx context.Context, c *Config) (proxy.Config, error) {
 
 func (cmd explainCommand) request(c *Config) (*http.Request, error) {
 	if cmd.Method == "" || cmd.URL == "" {
-		return nil, errors.New("which request? give METHOD URL, or --access BUCKET")
+		return nil, misuse{errors.New("which request? give METHOD URL, or --access BUCKET")}
 	}
 	target := cmd.URL
 	host := "localhost"
@@ -199,13 +199,13 @@ func (cmd explainCommand) request(c *Config) (*http.Request, error) {
 	}
 	r, err := http.NewRequest(strings.ToUpper(cmd.Method), target, nil)
 	if err != nil {
-		return nil, fmt.Errorf("the URL: %w", err)
+		return nil, misuse{fmt.Errorf("the URL: %w", err)}
 	}
 	r.RemoteAddr = "127.0.0.1:0"
 	for _, h := range cmd.Header {
 		name, value, ok := strings.Cut(h, ":")
 		if !ok {
-			return nil, fmt.Errorf("-H %q is not \"Name: value\"", h)
+			return nil, misuse{fmt.Errorf("-H %q is not \"Name: value\"", h)}
 		}
 		r.Header.Add(strings.TrimSpace(name), strings.TrimSpace(value))
 	}

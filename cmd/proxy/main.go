@@ -64,11 +64,47 @@ func run(args []string, stdout, stderr io.Writer) int {
 		if errors.As(err, &quiet) {
 			return quiet.code
 		}
-		fmt.Fprintf(stderr, "proxy %s: %v\n", commandName(ctx), err)
+		for _, problem := range problems(err) {
+			fmt.Fprintf(stderr, "proxy %s: %s\n", commandName(ctx), problem)
+		}
+		if _, ok := errors.AsType[misuse](err); ok {
+			return exitMisuse
+		}
 		return exitFailed
 	}
 	return 0
 }
+
+// problems is what an error says, one problem a line. Errors that were joined are one problem each, and what was said
+// before them holds for each.
+func problems(err error) (lines []string) {
+	switch e := err.(type) {
+	case interface{ Unwrap() []error }:
+		var texts []string
+		for _, one := range e.Unwrap() {
+			texts = append(texts, one.Error())
+			lines = append(lines, problems(one)...)
+		}
+		if strings.Join(texts, "\n") == err.Error() {
+			return lines
+		}
+	case interface{ Unwrap() error }:
+		inner := e.Unwrap()
+		if inner == nil {
+			break
+		}
+		if before, ok := strings.CutSuffix(err.Error(), inner.Error()); ok {
+			for _, line := range problems(inner) {
+				lines = append(lines, oneLine(errors.New(before+line)))
+			}
+			return lines
+		}
+	}
+	return []string{oneLine(err)}
+}
+
+// misuse is of flags that say nothing, or nothing together: the command was not understood, and did nothing.
+type misuse struct{ error }
 
 func newParser(stdout, stderr io.Writer, exit func(int)) (*kong.Kong, error) {
 	return kong.New(new(commands),

@@ -11,6 +11,15 @@ import (
 	"github.com/sluice-s3/sluice/policy"
 )
 
+// openPolicy opens the policy of a configuration. Errors name the key; git's and OPA's do so by themselves.
+func openPolicy(ctx context.Context, c policy.Config, heard func(policy.Status)) (*policy.Engine, error) {
+	engine, err := policy.Open(ctx, c, heard)
+	if err != nil && c.Dir != "" {
+		err = fmt.Errorf("policy.dir: %w", err)
+	}
+	return engine, err
+}
+
 type policyCommands struct {
 	Test   policyTestCommand   `cmd:"" help:"Run the policies' Rego tests."`
 	Replay policyReplayCommand `cmd:"" help:"Decide recorded requests by a candidate policy, and print what would change; exit status 1 where anything would."`
@@ -59,7 +68,7 @@ func (cmd policyReplayCommand) Run(out io.Writer) error {
 	}
 	inForce := c.Policy
 	inForce.Shadow = nil
-	current, err := policy.Open(ctx, inForce, nil)
+	current, err := openPolicy(ctx, inForce, nil)
 	if err != nil {
 		return fmt.Errorf("the policy in force: %w", err)
 	}
