@@ -78,3 +78,20 @@ func TestClientThatNeverReads(t *testing.T) {
 		})
 	}
 }
+
+// An answer tells that its connection ends, also where all that ends it is a deadline that the handler set: a client that
+// sent its next request on it would not know whether that was done.
+func TestClosingIsTold(t *testing.T) {
+	address := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		must(t, http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0)))
+		io.WriteString(w, "cut")
+	})
+	for _, head := range []string{"GET / HTTP/1.1\r\nHost: h\r\n\r\n", "PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx"} {
+		_, in := raw(t, address, head)
+		response, err := http.ReadResponse(in, nil)
+		must(t, err)
+		if !response.Close {
+			t.Errorf("%q: closed without a word", head)
+		}
+	}
+}

@@ -178,14 +178,18 @@ func harmless(value string) string {
 	return string(b)
 }
 
-// mustClose tells whether so much is left of the request's body that the connection ends with this answer.
+// mustClose tells whether so much is left of the request's body that the connection ends with this answer, or that its
+// deadlines are the handler's.
 func (r *request) mustClose() bool {
+	if r.deadlineSet.Load() {
+		return true
+	}
 	if r.body.kind == bodyNone || !r.mu.TryLock() {
 		return r.body.kind != bodyNone // somebody reads it: the answer is early
 	}
 	defer r.mu.Unlock()
 	b := &r.body
-	return r.deadlineSet.Load() || !b.done && (r.expect || b.failure != nil || b.kind == bodyLength && b.left > maxDrain)
+	return !b.done && (r.expect || b.failure != nil || b.kind == bodyLength && b.left > maxDrain)
 }
 
 func (w *response) Write(p []byte) (int, error) {
