@@ -43,17 +43,13 @@ func TestBodyKeptTooLong(t *testing.T) {
 
 // A client that sends requests and never reads an answer is let go of: it has not shown who it is.
 func TestClientThatNeverReads(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
 	certificate := httptest.NewUnstartedServer(nil)
 	certificate.StartTLS()
 	defer certificate.Close()
 	for name, config := range map[string]*tls.Config{"plain": nil, "TLS": {Certificates: certificate.TLS.Certificates}} {
 		t.Run(name, func(t *testing.T) {
-			if name != "plain" {
-				l, err = net.Listen("tcp", "127.0.0.1:0")
-				must(t, err)
-			}
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			must(t, err)
 			answer := make([]byte, 8<<10)
 			s := &http1.Server{
 				Handler:     http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.Write(answer) }),

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -357,12 +358,19 @@ func FuzzRequests(f *testing.F) {
 		got, want := converse(t, ours, text), converse(t, standard.Listener.Addr().String(), text)
 		for i, answer := range got {
 			sooner := strings.Replace(answer, " true ", " false ", 1)
-			if strings.HasPrefix(answer, "2") && (i >= len(want) || answer != want[i] && sooner != want[i]) {
+			if strings.HasPrefix(answer, "2") && (i >= len(want) || !alike(answer, want[i]) && !alike(sooner, want[i])) {
 				t.Errorf("of %q\ngot  %q\nwant %q", text, got, want)
 			}
 		}
 	})
 }
+
+// alike leaves out trailers, which this server drops and net/http's takes unannounced.
+func alike(a, b string) bool {
+	return trailers.ReplaceAllString(a, "") == trailers.ReplaceAllString(b, "")
+}
+
+var trailers = regexp.MustCompile(`trailer=\d+ `)
 
 // FuzzAnswers: what this transport takes for an answer, net/http's takes for the same. It may refuse more.
 func FuzzAnswers(f *testing.F) {
