@@ -209,6 +209,9 @@ func readSigningKey(path string) (ed25519.PrivateKey, error) {
 		return nil, fmt.Errorf("read the audit log's signing key: %w", err)
 	}
 	if block, _ := pem.Decode(raw); block != nil {
+		if block.Type != "PRIVATE KEY" {
+			return nil, fmt.Errorf("signing key %s is a %s: make a private one with `openssl genpkey -algorithm ed25519`", path, block.Type)
+		}
 		key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 		if err != nil {
 			return nil, fmt.Errorf("signing key %s: %w", path, err)

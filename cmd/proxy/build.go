@@ -110,7 +110,7 @@ func build(ctx context.Context, c *Config, keep lasting, previous *parts) (_ *pa
 		Domains: c.Listen.Domains, TrustedProxies: trusted,
 		Limits: proxy.Limits{
 			MaxInFlight: c.Limits.MaxInFlight, IdleTimeout: c.Limits.IdleTimeout, RequestsPerSecond: c.Limits.RequestsPerSecond,
-			BytesPerSecond: c.Limits.BytesPerSecond, InFlight: c.Limits.InFlight,
+			BytesPerSecond: int64(c.Limits.BytesPerSecond), InFlight: c.Limits.InFlight,
 		},
 		Previous: before,
 		Log:      keep.log, Telemetry: keep.requests,

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -66,6 +67,10 @@ func checkParts(out io.Writer, c *Config) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	var failed error
+	for _, p := range c.idleBackends() {
+		fmt.Fprintln(out, p)
+		failed = &exitError{exitFailed}
+	}
 	for i := range c.Backends {
 		b := &c.Backends[i]
 		if _, err := signer.New(ctx, b.Credentials, signer.Options{Region: b.Region, CAFile: b.CAFile}); err != nil {
@@ -79,6 +84,28 @@ func checkParts(out io.Writer, c *Config) error {
 		return err
 	}
 	return failed
+}
+
+// idleBackends are those that no request comes to, since the first whose globs match takes it. They are served with, as they
+// always were: nothing goes where it should not.
+func (c *Config) idleBackends() []Problem {
+	var problems []Problem
+	for i, b := range c.Backends {
+		before := map[string]string{}
+		for _, other := range c.Backends[:i] {
+			for _, glob := range other.Buckets {
+				before[glob] = other.Name
+			}
+		}
+		for j, glob := range b.Buckets {
+			taker := cmp.Or(before["*"], before[glob])
+			if taker != "" {
+				problems = append(problems, Problem{fmt.Sprintf("backends[%d].buckets[%d]", i, j),
+					fmt.Sprintf("%q is never asked here: backend %q comes first and takes these buckets", glob, taker)})
+			}
+		}
+	}
+	return problems
 }
 
 // credentialProblems are those that making a backend's signer found, each with its path.
@@ -188,6 +215,9 @@ func (d *doctor) examine(ctx context.Context) {
 	}
 	d.policy(ctx)
 	d.audit()
+	for _, p := range d.config.idleBackends() {
+		d.fail("backends", "the first backend whose globs match takes a request: put the wider ones last", "%s", p)
+	}
 	for i := range d.config.Backends {
 		d.backend(ctx, &d.config.Backends[i])
 	}

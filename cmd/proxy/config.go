@@ -87,7 +87,7 @@ type Limits struct {
 	HeaderTimeout     time.Duration `yaml:"header_timeout"` // [10s]
 	IdleTimeout       time.Duration `yaml:"idle_timeout"`   // [60s] no byte either way
 	RequestsPerSecond float64       `yaml:"requests_per_second"`
-	BytesPerSecond    int64         `yaml:"bytes_per_second"`
+	BytesPerSecond    audit.Size    `yaml:"bytes_per_second"`
 	InFlight          int           `yaml:"in_flight"`
 }
 
@@ -191,11 +191,7 @@ func parseConfig(text []byte, env func(string) (string, bool)) (*Config, []Probl
 		for _, e := range flatten(err) {
 			var at *mapstructure.DecodeError
 			if errors.As(e, &at) {
-				what := strings.ReplaceAll(at.Unwrap().Error(), "\n", " ")
-				if got, list := strings.CutPrefix(what, "source data must be an array or slice, got "); list {
-					what = "a list is needed, [a, b], not a " + got
-				}
-				report(at.Name(), what)
+				report(at.Name(), inWords(strings.ReplaceAll(at.Unwrap().Error(), "\n", " ")))
 			} else {
 				report("", e.Error())
 			}
@@ -206,6 +202,30 @@ func parseConfig(text []byte, env func(string) (string, bool)) (*Config, []Probl
 	c.check(report)
 	slices.SortStableFunc(problems, func(a, b Problem) int { return strings.Compare(a.Path, b.Path) })
 	return c, slices.Compact(problems)
+}
+
+var wrongType = regexp.MustCompile(`^(?:expected type '(.+)', got unconvertible type|source data must be (an array or slice), got|expected (a map or struct), got) ['"]?([^'"]+)['"]?$`)
+
+// inWords says what the decoder says of Go's types by what is written in a file.
+func inWords(problem string) string {
+	m := wrongType.FindStringSubmatch(problem)
+	if m == nil {
+		return problem
+	}
+	name := func(kind string) string {
+		switch {
+		case strings.HasPrefix(kind, "int") || strings.HasPrefix(kind, "uint") || strings.HasPrefix(kind, "float"):
+			return "a number"
+		case kind == "bool":
+			return "true or false"
+		case strings.HasPrefix(kind, "[]") || kind == "slice" || kind == "an array or slice":
+			return "a list ([a, b])"
+		case strings.HasPrefix(kind, "map") || kind == "a map or struct":
+			return "keys and values ({key: value})"
+		}
+		return "text"
+	}
+	return name(m[1]+m[2]+m[3]) + " is needed, not " + name(m[4])
 }
 
 // unknownKeys reports every key that no field takes. The decoder's own list leaves out those beside a value that does
@@ -383,6 +403,9 @@ func (c *Config) check(report func(path, text string)) {
 			report(at+".name", "named twice")
 		}
 		names[c.Backends[i].Name] = true
+	}
+	if c.Admin.Address == c.Listen.Address && !strings.HasSuffix(c.Admin.Address, ":0") {
+		report("admin.address", "is the S3 listener's: give it another port")
 	}
 	c.Audit.Check(under("audit"))
 	c.Limits.check(under("limits"))
