@@ -87,7 +87,7 @@ var treatments = []struct {
 	{"examples/minio/README.md", "sh", "mc alias", untried("MinIO, which is not to be had; written by its manual")},
 	{"examples/policy-repo/README.md", "sh", "openssl genrsa", shell(nil, ``, "openssl")},
 	{"examples/terraform/README.md", "sh", "terraform init", untried("an AWS account; .ci/run has terraform look at the files")},
-	{"examples/versitygw/README.md", "sh", "versitygw", untried("versitygw's program; its server is every test's backend")},
+	{"examples/versitygw/README.md", "sh", "mkdir", untried("versitygw's program; its server is every test's backend")},
 }
 
 // TestSnippets tries every snippet of the documentation.
