@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -52,6 +53,7 @@ func (cmd checkCommand) Run(out io.Writer) error {
 		fmt.Fprintf(out, "%s: ok\n", cmd.Config)
 		return nil
 	}
+	slog.SetDefault(slog.New(slog.DiscardHandler)) // what a part would log is told in its line of the table
 	d := &doctor{config: c, timeout: cmd.Timeout, tokenFile: cmd.TokenFile}
 	d.examine(context.Background())
 	d.print(out)

@@ -93,6 +93,7 @@ func start(file string, c *Config) (_ *server, err error) {
 		return nil, fmt.Errorf("telemetry: %w", err)
 	}
 	s.log = newLogger(c.Log, os.Stderr, s.telemetry)
+	slog.SetDefault(s.log) // packages that are given no logger: what they say is the operator's too, in the same format
 
 	recording := c.Audit
 	recording.InFlight, recording.Logger = c.Limits.MaxInFlight+proxy.Spare(c.Limits.MaxInFlight), s.log

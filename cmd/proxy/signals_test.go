@@ -3,6 +3,7 @@ package main_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -397,5 +398,23 @@ func TestDrainAnswersTheLastStream(t *testing.T) {
 	}
 	if err := r.proxy.Wait(); err != nil {
 		t.Errorf("exit: %v", err)
+	}
+}
+
+// TestLogIsOneFormat: what the packages below say of session keys and of the store of revocations is in the operator's log
+// and its format, the first failure to reach the store too.
+func TestLogIsOneFormat(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "revocations"), `{"schema": "sluice.revocations/1", "revocations": []}`) // so that it serves without the store
+	r := newRig(t, world.Options{}, world.ProxyOptions{Dir: dir, Set: map[string]any{
+		"revocation": map[string]any{"store": "nats://127.0.0.1:1", "file": filepath.Join(dir, "revocations")},
+	}})
+	write(t, filepath.Join(dir, "session.keys"), "short")
+	until(t, "the bad session keys noticed", func() bool { return strings.Contains(r.proxy.Log(), "session keys not reloaded") })
+	until(t, "the store missed", func() bool { return strings.Contains(r.proxy.Log(), `"msg":"revocations are not shared for now`) })
+	for line := range strings.Lines(r.proxy.Log()) {
+		if !json.Valid([]byte(line)) {
+			t.Errorf("not JSON: %s", line)
+		}
 	}
 }

@@ -57,6 +57,7 @@ type natsStore struct {
 	recent  map[string]time.Time // of those in force: since when
 	gone    map[string]gone      // deleted lately
 	err     error
+	said    bool // in the log, that it cannot be reached
 }
 
 // openNATS connects in the background, and goes on trying until ctx ends. It fails for a configuration only.
@@ -550,7 +551,7 @@ func (n *natsStore) forget(ctx context.Context, ended []string) {
 func (n *natsStore) caughtUp(kv jetstream.KeyValue) {
 	n.mu.Lock()
 	before := n.shared
-	n.kv, n.shared, n.err = kv, true, nil
+	n.kv, n.shared, n.err, n.said = kv, true, nil, true
 	left := len(n.overdueLocked()) + len(n.deleted)
 	n.mu.Unlock()
 	if left > 0 { // what came after tell looked, and before kv was there to send it by
@@ -565,11 +566,15 @@ func (n *natsStore) caughtUp(kv jetstream.KeyValue) {
 // lost is when they may no longer be.
 func (n *natsStore) lost(err error) {
 	n.mu.Lock()
-	before := n.shared
-	n.kv, n.shared, n.err = nil, false, err
+	first := n.shared || !n.said
+	n.kv, n.shared, n.err, n.said = nil, false, err, true
 	n.mu.Unlock()
-	if before {
+	switch {
+	case !first: // it has been said
+	case n.revocations.isReady():
 		slog.Warn("revocations are not shared for now; what is known stays in force", slog.Any("error", err))
+	default:
+		slog.Warn("the store of revocations cannot be read: nobody is let in until it is, for it is not known who was shut out", slog.Any("error", err))
 	}
 }
 

@@ -528,6 +528,12 @@ func (r *Revocations) setReady() {
 	r.ready = true
 }
 
+func (r *Revocations) isReady() bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.ready
+}
+
 // RevocationStatus is for /readyz, for metrics and for people.
 type RevocationStatus struct {
 	Store   string `json:"store"` // memory or nats
