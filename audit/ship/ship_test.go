@@ -2,9 +2,16 @@ package ship_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -14,6 +21,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/sluice-s3/sluice/audit/ship"
 	"github.com/twmb/franz-go/pkg/kfake"
 )
@@ -103,6 +112,78 @@ func TestRetryAfterIsHeard(t *testing.T) {
 	}
 }
 
+// TestClientCertificate: a far end that asks who we are is shown cert_file.
+func TestClientCertificate(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "sluice-1"}, NotAfter: time.Now().Add(time.Hour)}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var seen string
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { seen = r.TLS.PeerCertificates[0].Subject.CommonName }))
+	s.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert}
+	s.StartTLS()
+	defer s.Close()
+	w := &ship.Webhook{URL: s.URL}
+	w.CAFile = file(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})))
+	if n, err := send(t, ship.Config{Webhook: w}, "{}"); err == nil || n != 0 {
+		t.Error("the server asks for no certificate, and shows nothing")
+	}
+	w.CertFile = file(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert})))
+	w.KeyFile = file(t, string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})))
+	if n, err := send(t, ship.Config{Webhook: w}, "{}"); err != nil || n != 1 || seen != "sluice-1" {
+		t.Errorf("%d, %v, seen %q", n, err, seen)
+	}
+}
+
+// TestNATSLogsIn with a token, and publishes where it is told to.
+func TestNATSLogsIn(t *testing.T) {
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, Authorization: "secret", JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go s.Start()
+	defer s.Shutdown()
+	if !s.ReadyForConnections(20 * time.Second) {
+		t.Fatal("the NATS server does not start")
+	}
+	n := &ship.NATS{URL: s.ClientURL(), Stream: "A", Subject: "acme.audit"}
+	if sent, err := send(t, ship.Config{NATS: n}, "{}"); err == nil || sent != 0 {
+		t.Error("the server asks for no token, and shows nothing")
+	}
+	t.Setenv("SHIP_TEST_NATS_TOKEN", "secret")
+	for _, by := range []ship.NATS{{TokenFile: file(t, "secret\n")}, {TokenEnv: "SHIP_TEST_NATS_TOKEN"}} {
+		n.TokenFile, n.TokenEnv = by.TokenFile, by.TokenEnv
+		if sent, err := send(t, ship.Config{NATS: n}, "{}"); err != nil || sent != 1 {
+			t.Errorf("%+v: %d, %v", by, sent, err)
+		}
+	}
+	c, err := nats.Connect(s.ClientURL(), nats.Token("secret"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	js, err := jetstream.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.Stream(t.Context(), "A")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.GetLastMsgForSubject(t.Context(), "acme.audit"); err != nil {
+		t.Errorf("nothing was published to the subject: %v", err)
+	}
+}
+
 func TestTooLarge(t *testing.T) {
 	big := `"` + strings.Repeat("x", 2<<20) + `"`
 	ns, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true})
@@ -148,7 +229,8 @@ func TestKafkaLogsIn(t *testing.T) {
 	}
 	defer c.Close()
 	k := ship.Kafka{Brokers: c.ListenAddrs(), Topic: "audit"}
-	for _, login := range []ship.SASL{{Username: "sluice", PasswordFile: file(t, "secret\n")}, {Mechanism: "plain", Username: "plain", PasswordFile: file(t, "word")}} {
+	t.Setenv("SHIP_TEST_PASSWORD", "secret")
+	for _, login := range []ship.SASL{{Username: "sluice", PasswordEnv: "SHIP_TEST_PASSWORD"}, {Username: "sluice", PasswordFile: file(t, "secret\n")}, {Mechanism: "plain", Username: "plain", PasswordFile: file(t, "word")}} {
 		k.SASL = &login
 		if n, err := send(t, ship.Config{Kafka: &k}, "{}"); n != 1 || err != nil {
 			t.Error(login.Mechanism, n, err)

@@ -29,6 +29,7 @@ import (
 	"github.com/letsencrypt/pebble/v2/db"
 	"github.com/letsencrypt/pebble/v2/va"
 	"github.com/letsencrypt/pebble/v2/wfe"
+	"github.com/libdns/libdns"
 	"github.com/miekg/dns"
 	"golang.org/x/crypto/ocsp"
 )
@@ -248,15 +249,63 @@ func TestRFC2136WrongKey(t *testing.T) {
 }
 
 func TestACMEExternalAccount(t *testing.T) {
-	t.Parallel()
 	key := make([]byte, 32)
 	rand.Read(key)
-	a := newAuthority(t, 0, "customer-7", base64.RawURLEncoding.EncodeToString(key))
+	text := base64.StdEncoding.EncodeToString(key) + "\n" // plain base64, as some authorities hand it out
 	keyFile := filepath.Join(t.TempDir(), "hmac")
-	write(t, keyFile, []byte(base64.StdEncoding.EncodeToString(key)+"\n")) // plain base64, as some authorities hand it out
-	c := a.config(t, func(c *ACME) { c.EAB = &EAB{KeyID: "customer-7", HMACKeyFile: keyFile} })
+	write(t, keyFile, []byte(text))
+	t.Setenv("TEST_HMAC_KEY", text)
+	for name, account := range map[string]EAB{
+		"file": {KeyID: "customer-7", HMACKeyFile: keyFile}, "variable": {KeyID: "customer-7", HMACKeyEnv: "TEST_HMAC_KEY"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newAuthority(t, 0, "customer-7", base64.RawURLEncoding.EncodeToString(key))
+			a.serve(t, a.config(t, func(c *ACME) { c.EAB = &account }), pace{})
+			a.wait(t, a.name, anyCertificate)
+		})
+	}
+}
+
+// TestRFC2136KeyFromTheEnvironment: the server takes what is signed with it.
+func TestRFC2136KeyFromTheEnvironment(t *testing.T) {
+	z := newZone(t)
+	t.Setenv("TEST_TSIG_KEY", z.secret)
+	r := RFC2136{Server: z.address, KeyName: "sluice", KeySecretEnv: "TEST_TSIG_KEY"}
+	r.setDefaults()
+	u, err := r.provider()
+	if err != nil {
+		t.Fatal(err)
+	}
+	record := libdns.TXT{Name: "_acme-challenge", TTL: time.Minute, Text: "proof"}
+	if _, err := u.AppendRecords(t.Context(), "example.test.", []libdns.Record{record}); err != nil || z.count() != 1 {
+		t.Errorf("%d records, %v", z.count(), err)
+	}
+}
+
+// TestACMEPropagationTimeout: a record that no resolver ever shows is given up after that long.
+func TestACMEPropagationTimeout(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t, 0, "", "")
+	elsewhere := newZone(t) // which nothing is written to
+	secretFile := filepath.Join(t.TempDir(), "tsig")
+	write(t, secretFile, []byte(a.zone.secret))
+	c := a.config(t, func(c *ACME) {
+		c.DNS01 = &DNS01{
+			Resolvers: []string{elsewhere.address}, PropagationTimeout: time.Second,
+			RFC2136: &RFC2136{Server: a.zone.address, KeyName: "sluice", KeySecretFile: secretFile},
+		}
+	})
 	a.serve(t, c, pace{})
-	a.wait(t, a.name, anyCertificate)
+	gone := func(want func(int) bool, what string) {
+		t.Helper()
+		for deadline := time.Now().Add(30 * time.Second); !want(a.zone.count()); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("not within 30s: %s", what)
+			}
+		}
+	}
+	gone(func(n int) bool { return n > 0 }, "the record is written")
+	gone(func(n int) bool { return n == 0 }, "the record is taken away again")
 }
 
 // responder says of every certificate that it is in order, or what fault has it do instead.

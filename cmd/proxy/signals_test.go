@@ -86,8 +86,12 @@ func TestDrainIsBounded(t *testing.T) {
 	r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{"shutdown_timeout": "200ms"}})
 	r.store(t, "web/large", make([]byte, 32<<20))
 	r.get(t, "/artifacts/web/large")
+	began := time.Now()
 	if err := r.proxy.Stop(); err != nil {
 		t.Errorf("exit: %v", err)
+	}
+	if took := time.Since(began); took > 8*time.Second { // not the default, nor what other tests set
+		t.Errorf("it took %v", took)
 	}
 	events, err := r.proxy.Events()
 	if err != nil || len(events) != 1 || events[0].Outcome != audit.Aborted {

@@ -1,0 +1,268 @@
+package main_test
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sluice-s3/sluice/audit"
+	"github.com/sluice-s3/sluice/examples/world"
+)
+
+// heard is an HTTP server that answers everything and keeps what it was sent.
+type heard struct {
+	*httptest.Server
+	mu      sync.Mutex
+	headers []http.Header
+}
+
+func newHeard(t *testing.T) *heard {
+	h := &heard{}
+	h.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.headers = append(h.headers, r.Header.Clone())
+	}))
+	t.Cleanup(h.Close)
+	return h
+}
+
+// last is the header of what came last.
+func (h *heard) last() http.Header {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.headers) == 0 {
+		return nil
+	}
+	return h.headers[len(h.headers)-1]
+}
+
+// rotated are the audit log's files but for the one that is written to.
+func rotated(t *testing.T, p *world.Proxy) []string {
+	t.Helper()
+	names, err := filepath.Glob(strings.TrimSuffix(p.AuditFile, ".jsonl") + "-*Z-*.jsonl*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+// TestSettings: each of these keys is seen to have its effect on the built proxy, and its default to have another.
+func TestSettings(t *testing.T) {
+	soon(t)
+	const odd = "/artifacts/web//odd" // an empty segment, which is not a key to every server
+	t.Run("defaults", func(t *testing.T) {
+		backend, traces := newHeard(t), newReceiver(t)
+		r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{
+			"backends[0].endpoint": backend.URL, "telemetry.otlp.endpoint": traces.URL, "audit.file.max_size": "4KiB",
+		}})
+		if got := r.get(t, odd).StatusCode; got != 400 {
+			t.Errorf("keys: strict took an odd key: %d", got)
+		}
+		for range 20 {
+			if got := r.get(t, "/artifacts/web/key-canary").StatusCode; got != 200 {
+				t.Fatalf("status %d", got)
+			}
+		}
+		if backend.last().Get("Traceparent") != "" {
+			t.Error("trace_context: false sends it")
+		}
+		until(t, "rotated files, compressed", func() bool {
+			files := rotated(t, r.proxy)
+			return len(files) > 2 && strings.HasSuffix(files[0], ".zst")
+		})
+		log := r.proxy.Log()
+		if !strings.Contains(log, `"msg":"serving"`) {
+			t.Error("log.format: json is not")
+		}
+		if strings.Contains(log, audit.Schema) {
+			t.Error("audit.stdout: false writes events there")
+		}
+		traces.wait(t, "trace", func() bool { return len(traces.spans) > 0 })
+		if err := r.proxy.Stop(); err != nil {
+			t.Error(err)
+		}
+		traces.mu.Lock()
+		defer traces.mu.Unlock()
+		if bytes.Contains(traces.raw.Bytes(), []byte("key-canary")) || bytes.Contains(traces.raw.Bytes(), []byte("environment/env-1")) {
+			t.Error("telemetry.spans tells keys or subjects")
+		}
+	})
+	t.Run("set", func(t *testing.T) {
+		backend, traces, sink := newHeard(t), newReceiver(t), newHeard(t)
+		r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{
+			"backends[0].endpoint": backend.URL, "backends[0].keys": "literal", "backends[0].trace_context": true,
+			"telemetry.otlp.endpoint": traces.URL, "telemetry.spans": map[string]any{"keys": true, "subjects": true},
+			"log":                 map[string]any{"format": "text"},
+			"audit.stdout":        true,
+			"audit.claims":        []any{"creator_email"},
+			"audit.redact":        map[string]any{"keys": []any{"artifacts/web/hidden*"}, "drop": []any{"artifacts/web/gone*"}},
+			"audit.file.max_size": "4KiB", "audit.file.keep": 2, "audit.file.compress": false,
+			"audit.ship": []any{map[string]any{"format": "cloudevents", "webhook": map[string]any{"url": sink.URL}}},
+		}})
+		if got := r.get(t, odd).StatusCode; got != 200 {
+			t.Errorf("keys: literal refused an odd key: %d", got)
+		}
+		if backend.last().Get("Traceparent") == "" {
+			t.Error("trace_context: true sends none")
+		}
+		r.get(t, "/artifacts/web/hidden-canary")
+		r.get(t, "/artifacts/web/gone-canary")
+		events, err := r.proxy.WaitEvents(t.Context(), 3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := events[0].Identity.Claims["creator_email"]; fmt.Sprint(got) != "dev@acme.com" {
+			t.Errorf("audit.claims: recorded %v", got)
+		}
+		if k1, k2 := events[1].Key, events[2].Key; !strings.HasPrefix(k1, "sha256:") || k2 != "[dropped]" {
+			t.Errorf("audit.redact: recorded %q and %q", k1, k2)
+		}
+		until(t, "the far end has an event as CloudEvents has them", func() bool {
+			return strings.HasPrefix(sink.last().Get("Content-Type"), "application/cloudevents")
+		})
+		for range 40 {
+			r.get(t, "/artifacts/web/x")
+		}
+		until(t, "older files are gone", func() bool {
+			files := rotated(t, r.proxy)
+			return len(files) == 2 && !strings.HasSuffix(files[0], ".zst")
+		})
+		log := r.proxy.Log()
+		if !strings.Contains(log, "level=INFO msg=serving") {
+			t.Error("log.format: text is not")
+		}
+		if !strings.Contains(log, `{"schema":"`+audit.Schema+`"`) {
+			t.Error("audit.stdout: true writes none there")
+		}
+		if err := r.proxy.Stop(); err != nil {
+			t.Error(err)
+		}
+		traces.mu.Lock()
+		defer traces.mu.Unlock()
+		if raw := traces.raw.Bytes(); !bytes.Contains(raw, []byte("web//odd")) || !bytes.Contains(raw, []byte("environment/env-1")) {
+			t.Error("telemetry.spans tells no keys or subjects")
+		}
+	})
+	t.Run("log.level", func(t *testing.T) {
+		r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{"log.level": "warn"}})
+		if err := r.proxy.Stop(); err != nil {
+			t.Error(err)
+		}
+		if log := r.proxy.Log(); log != "" {
+			t.Errorf("above info: %s", log)
+		}
+	})
+}
+
+// Where the audit log's disk is full, on_failure says whether requests are served all the same.
+func TestAuditOnFailure(t *testing.T) {
+	for on, want := range map[string]int{"refuse": http.StatusServiceUnavailable, "continue": http.StatusOK} {
+		t.Run(on, func(t *testing.T) {
+			disk := t.TempDir()
+			if err := mountSmall(disk, "1m"); err != nil {
+				t.Skipf("SKIPPED: a small disk cannot be mounted here (%v; it takes root)", err)
+			}
+			t.Cleanup(func() { unmount(disk) })
+			r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{
+				"audit.on_failure": on, "audit.file.path": filepath.Join(disk, "audit.jsonl"), "limits.max_in_flight": 8,
+			}})
+			r.store(t, "web/x", []byte("x"))
+			if got := r.get(t, "/artifacts/web/x").StatusCode; got != 200 {
+				t.Fatalf("status %d", got)
+			}
+			filler, err := os.Create(filepath.Join(disk, "filler"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for err = nil; err == nil; {
+				_, err = filler.Write(make([]byte, 512))
+			}
+			filler.Close()
+			ready := func() (int, string) {
+				answer, err := http.Get(r.proxy.AdminURL + "/readyz")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer answer.Body.Close()
+				body, _ := io.ReadAll(answer.Body)
+				return answer.StatusCode, string(body)
+			}
+			until(t, "the full disk noticed", func() bool {
+				r.get(t, "/artifacts/web/x").Body.Close()
+				_, body := ready()
+				return strings.Contains(body, "no space left on device")
+			})
+			until(t, fmt.Sprintf("%d while the disk is full", want), func() bool { return r.get(t, "/artifacts/web/x").StatusCode == want })
+			if got, body := ready(); got != want || !strings.Contains(body, `"audit":{`) {
+				t.Errorf("/readyz: %d %s", got, body)
+			}
+			if err := os.Remove(filler.Name()); err != nil {
+				t.Fatal(err)
+			}
+			until(t, "served and ready again", func() bool {
+				status, body := ready()
+				return status == 200 && !strings.Contains(body, "no space") && r.get(t, "/artifacts/web/x").StatusCode == 200
+			})
+			if err := r.proxy.Stop(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// fsync is what the kernel is asked for: nothing, once a second, or before each answer.
+func TestAuditFsync(t *testing.T) {
+	if _, err := exec.LookPath("strace"); err != nil {
+		t.Skip("SKIPPED: no strace")
+	}
+	for _, fsync := range []string{"off", "interval", "always"} {
+		t.Run(fsync, func(t *testing.T) {
+			r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{"audit.file.fsync": fsync}})
+			r.store(t, "web/x", []byte("x"))
+			out := filepath.Join(t.TempDir(), "trace")
+			tracer := exec.Command("strace", "-f", "-y", "-e", "trace=fsync,fdatasync", "-o", out, "-p", fmt.Sprint(r.proxy.PID()))
+			says, err := tracer.StderrPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := tracer.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if n, _ := says.Read(make([]byte, 1)); n == 0 { // it says that it is attached, or ends
+				t.Skip("SKIPPED: a process cannot be traced here")
+			}
+			go io.Copy(io.Discard, says)
+			syncs := func() int {
+				text, _ := os.ReadFile(out)
+				return bytes.Count(text, []byte("audit.jsonl")) // the log or its journal
+			}
+			served := 0
+			for began := time.Now(); time.Since(began) < 2500*time.Millisecond; served++ {
+				if got := r.get(t, "/artifacts/web/x").StatusCode; got != 200 {
+					t.Fatalf("status %d", got)
+				}
+			}
+			if fsync == "interval" {
+				until(t, "the disk waited for", func() bool { return syncs() > 0 })
+			}
+			tracer.Process.Signal(syscall.SIGINT) // detaches
+			tracer.Wait()
+			n := syncs()
+			if fsync == "off" && n > 0 || fsync == "interval" && n > served/2 || fsync == "always" && n < served {
+				t.Errorf("the disk was waited for %d times for %d requests", n, served)
+			}
+		})
+	}
+}
