@@ -292,3 +292,26 @@ func TestAuditFsync(t *testing.T) {
 		})
 	}
 }
+
+// A session's bytes take their time.
+func TestBytesPerSecond(t *testing.T) {
+	r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{"limits.bytes_per_second": 1 << 20}})
+	r.store(t, "web/x", make([]byte, 4<<20))
+	began := time.Now()
+	if n, err := io.Copy(io.Discard, r.get(t, "/artifacts/web/x").Body); err != nil || n != 4<<20 {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	if took := time.Since(began); took < 1500*time.Millisecond {
+		t.Errorf("4 MiB at 1 MiB a second in %v", took)
+	}
+}
+
+// A role that asks for an external ID is acted as by who tells it.
+func TestExternalID(t *testing.T) {
+	r := newRig(t, world.Options{Roles: []world.Role{{ARN: world.RoleARN("sluice-default"), ExternalID: "known"}}},
+		world.ProxyOptions{Set: map[string]any{"backends[0].credentials.assume_role.external_id": "known"}})
+	r.store(t, "web/x", []byte("x"))
+	if got := r.get(t, "/artifacts/web/x").StatusCode; got != 200 {
+		t.Errorf("status %d", got)
+	}
+}
