@@ -32,11 +32,14 @@ const (
 // announcement is a message on the subject.
 type announcement struct {
 	Revoked []Revocation `json:"revoked,omitempty"`
-	Ask     bool         `json:"ask,omitempty"` // for what was revoked lately
+	// After is the bucket's revision that the sender had seen. What was deleted since he does not know of: a marker of a
+	// later revision is about what he says, and one of an earlier is about what was there before.
+	After uint64 `json:"after,omitempty"`
+	Ask   bool   `json:"ask,omitempty"` // for what was revoked lately
 }
 
 // announce tells those who are connected now. Who is not finds out by asking, or from the bucket.
-func (n *natsStore) announce(revoked []Revocation, ask bool) {
+func (n *natsStore) announce(revoked []Revocation, after uint64, ask bool) {
 	for first := true; first || len(revoked) > 0; first = false {
 		count, size := 0, 0
 		for count < len(revoked) && size < maxAnnouncement {
@@ -44,7 +47,7 @@ func (n *natsStore) announce(revoked []Revocation, ask bool) {
 			size += 300 + 6*(len(v.Issuer)+len(v.Session)+len(v.Subject)+len(v.TokenID)) // 6: as escaped as can be
 			count++
 		}
-		data, err := json.Marshal(announcement{revoked[:count], ask && first})
+		data, err := json.Marshal(announcement{revoked[:count], after, ask && first})
 		if err == nil {
 			err = n.revoked.Publish(data)
 		}
@@ -70,11 +73,20 @@ func (n *natsStore) announceRecent(ask bool) {
 			revoked = append(revoked, v)
 		}
 	}
+	after := n.seen
 	n.mu.Unlock()
 	r.mu.RUnlock()
 	if len(revoked) > 0 || ask {
-		n.announce(revoked, ask)
+		n.announce(revoked, after, ask)
 	}
+}
+
+// announceOne tells of one that has just come into force here.
+func (n *natsStore) announceOne(v Revocation) {
+	n.mu.Lock()
+	after := n.seen
+	n.mu.Unlock()
+	n.announce([]Revocation{v}, after, false)
 }
 
 // hear does what another replica announced. Its own announcements come back too, and change nothing.
@@ -86,7 +98,7 @@ func (n *natsStore) hear(data []byte) {
 	}
 	changed := false
 	for _, v := range a.Revoked {
-		if n.heard(v) {
+		if n.heard(v, a.After) {
 			changed = true
 		}
 	}
@@ -103,7 +115,7 @@ func (n *natsStore) hear(data []byte) {
 }
 
 // heard puts in force what another replica says is, and tells whether that changed anything.
-func (n *natsStore) heard(v Revocation) bool {
+func (n *natsStore) heard(v Revocation, after uint64) bool {
 	r := n.revocations
 	if err := v.check(r.now()); err != nil || v.Until.IsZero() || v.ID != v.id() {
 		slog.Warn("revocations: one that was announced is not understood", slog.String("id", v.ID), slog.Any("error", err))
@@ -114,7 +126,7 @@ func (n *natsStore) heard(v Revocation) bool {
 	defer r.mu.Unlock()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if gone, ok := n.gone[v.ID]; ok && gone.created.Equal(v.Created) {
+	if gone, ok := n.gone[v.ID]; ok && (gone.created.Equal(v.Created) || gone.revision > after) {
 		return false // said by somebody who does not know yet that it was deleted
 	}
 	if old, ok := r.byID[v.ID]; ok {
@@ -126,11 +138,16 @@ func (n *natsStore) heard(v Revocation) bool {
 		return false
 	}
 	n.noteLocked(v.ID, natsConfirm)
+	n.heardAfter[v.ID] = after
 	return true
 }
 
-// gone is a revocation that was deleted.
-type gone struct{ created, deleted time.Time }
+// gone is a revocation that was deleted: when it was made, where that is known, and the marker's revision, where it came
+// from the bucket.
+type gone struct {
+	created, deleted time.Time
+	revision         uint64
+}
 
 // noteLocked is when a revocation has come into force here: the store shows it soon, or has to be told. r.mu and n.mu
 // are held, so that no marker of an earlier deletion comes between.
@@ -139,6 +156,7 @@ func (n *natsStore) noteLocked(id string, soon time.Duration) {
 	n.unsent[id] = now.Add(soon)
 	delete(n.deleted, id)
 	delete(n.gone, id)
+	delete(n.heardAfter, id)
 	if len(n.recent) >= maxRecent {
 		n.dropOldLocked()
 	}
@@ -147,22 +165,33 @@ func (n *natsStore) noteLocked(id string, soon time.Duration) {
 	}
 }
 
-// removedLocked is when a revocation was deleted, here or elsewhere. r.mu and n.mu are held.
-func (n *natsStore) removedLocked(v Revocation) {
-	delete(n.recent, v.ID)
+// removedLocked is when a revocation was deleted, here or elsewhere; created is zero where it was never known here.
+// r.mu and n.mu are held.
+func (n *natsStore) removedLocked(id string, created time.Time, revision uint64) {
+	delete(n.recent, id)
 	if len(n.gone) >= maxRecent {
 		n.dropOldLocked()
 	}
-	if len(n.gone) < maxRecent {
-		n.gone[v.ID] = gone{v.Created, time.Now()}
+	before, known := n.gone[id]
+	if created.IsZero() {
+		created = before.created
+	}
+	if known || len(n.gone) < maxRecent {
+		n.gone[id] = gone{created, time.Now(), max(revision, before.revision)}
 	}
 }
 
 // removedHereLocked is the same of one that the store has to be told.
 func (n *natsStore) removedHereLocked(v Revocation) {
-	n.removedLocked(v)
+	n.removedLocked(v.ID, v.Created, 0)
 	n.deleted[v.ID] = struct{}{}
-	delete(n.unsent, v.ID)
+	n.sentLocked(v.ID)
+}
+
+// sentLocked is when the store has no need to be told of a revocation any more.
+func (n *natsStore) sentLocked(id string) {
+	delete(n.unsent, id)
+	delete(n.heardAfter, id)
 }
 
 func (n *natsStore) dropOldLocked() {

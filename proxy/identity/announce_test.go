@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
 
 	"github.com/sluice-s3/sluice/proxy/identity"
@@ -110,13 +111,29 @@ func TestAnnouncementsOnlyRefuse(t *testing.T) {
 // openMarker announces a revocation as another replica would, waits until it is in force, and returns its id.
 func openMarker(t *testing.T, r *identity.Revocations, conn *nats.Conn, session string) string {
 	t.Helper()
+	return openMarkerAfter(t, r, conn, session, 0)
+}
+
+// openMarkerAfter is openMarker as by a replica that had seen so much of the bucket.
+func openMarkerAfter(t *testing.T, r *identity.Revocations, conn *nats.Conn, session string, after uint64) string {
+	t.Helper()
 	made, err := openRevocations(t, identity.RevocationConfig{}, nil).Add(t.Context(), identity.Revocation{Issuer: "i", Session: session})
 	if err != nil {
 		t.Fatal(err)
 	}
-	say(t, conn, map[string]any{"revoked": []identity.Revocation{made}})
+	say(t, conn, map[string]any{"revoked": []identity.Revocation{made}, "after": after})
 	eventually(t, "what was announced", func() bool { return refuses(r, session) })
 	return made.ID
+}
+
+// revisionOf is the bucket's last.
+func revisionOf(t *testing.T, kv jetstream.KeyValue) uint64 {
+	t.Helper()
+	status, err := kv.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return status.(*jetstream.KeyValueBucketStatus).StreamInfo().State.LastSeq
 }
 
 // What was heard and does not show in the bucket, because whoever said it died before he had written it, is written there by
@@ -152,9 +169,42 @@ func TestAnnouncedTooLate(t *testing.T) {
 	if refuses(r, "env-42") {
 		t.Error("a revocation that was deleted is back")
 	}
+	// Nor does it with one that began when all that was left was the marker, told by a replica that had seen less.
+	late := openRevocations(t, identity.RevocationConfig{Store: running.url()}, nil)
+	eventually(t, "it to share", shared(late))
+	kv, _ := bucket(t, running.url(), "sluice_revocations")
+	marker := revisionOf(t, kv)
+	say(t, conn, map[string]any{"revoked": []identity.Revocation{v}, "after": marker - 1})
+	openMarker(t, late, conn, "marker-2")
+	if refuses(late, "env-42") {
+		t.Error("a revocation that was deleted is there")
+	}
 	v.Created = v.Created.Add(time.Millisecond)
-	say(t, conn, map[string]any{"revoked": []identity.Revocation{v}})
-	eventually(t, "the new one", func() bool { return refuses(r, "env-42") })
+	say(t, conn, map[string]any{"revoked": []identity.Revocation{v}, "after": marker})
+	eventually(t, "the new one", func() bool { return refuses(r, "env-42") && refuses(late, "env-42") })
+}
+
+// What was announced and then deleted is deleted, though its entry in the bucket was never seen, but for the marker of its
+// deletion. A marker that was there before it was announced is of another.
+func TestAnnouncedThenDeleted(t *testing.T) {
+	running := startNATS(t)
+	r := openRevocations(t, identity.RevocationConfig{Store: running.url()}, nil)
+	eventually(t, "it to share", shared(r))
+	conn := connect(t, running.url())
+	kv, _ := bucket(t, running.url(), "sluice_revocations")
+	revision := revisionOf(t, kv)
+	id := openMarkerAfter(t, r, conn, "env-1", revision)
+	other := openMarkerAfter(t, r, conn, "env-2", revision+100)
+	for _, id := range []string{id, other} {
+		if err := kv.Delete(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the deletion to be known", func() bool { return !refuses(r, "env-1") })
+	openMarker(t, r, conn, "later")
+	if !refuses(r, "env-2") {
+		t.Error("a marker from before it was announced deleted a revocation")
+	}
 }
 
 // Who was not connected when something was announced asks for it, and is told by any replica that knows, though the bucket

@@ -49,22 +49,24 @@ type natsStore struct {
 	begun       chan struct{} // closed when all above is set: handlers may be called before
 	answering   atomic.Bool
 
-	mu      sync.Mutex // guards all below
-	kv      jetstream.KeyValue
-	shared  bool                 // the watch is complete
-	deleted map[string]struct{}  // here, and not yet in the store
-	unsent  map[string]time.Time // in force here and perhaps not in the store, which is to be told at that time
-	recent  map[string]time.Time // of those in force: since when
-	gone    map[string]gone      // deleted lately
-	err     error
-	said    bool // in the log, that it cannot be reached
+	mu         sync.Mutex // guards all below
+	kv         jetstream.KeyValue
+	shared     bool                 // the watch is complete
+	deleted    map[string]struct{}  // here, and not yet in the store
+	unsent     map[string]time.Time // in force here and perhaps not in the store, which is to be told at that time
+	heardAfter map[string]uint64    // of unsent that were announced: see announcement.After
+	seen       uint64               // the bucket's revision that is applied here
+	recent     map[string]time.Time // of those in force: since when
+	gone       map[string]gone      // deleted lately
+	err        error
+	said       bool // in the log, that it cannot be reached
 }
 
 // openNATS connects in the background, and goes on trying until ctx ends. It fails for a configuration only.
 func openNATS(ctx context.Context, servers string, r *Revocations) (*natsStore, error) {
 	n := &natsStore{
 		revocations: r, bucket: natsBucket, wake: make(chan struct{}, 1), begun: make(chan struct{}),
-		deleted: map[string]struct{}{}, unsent: map[string]time.Time{}, recent: map[string]time.Time{}, gone: map[string]gone{},
+		deleted: map[string]struct{}{}, unsent: map[string]time.Time{}, heardAfter: map[string]uint64{}, recent: map[string]time.Time{}, gone: map[string]gone{},
 		err: errors.New("not connected yet"),
 	}
 	names, options, err := n.parse(servers)
@@ -216,6 +218,9 @@ func (n *natsStore) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	n.mu.Lock()
+	n.seen = min(n.seen, last) // or the bucket was made anew
+	n.mu.Unlock()
 	watcher, err := kv.WatchAll(ctx)
 	if err != nil {
 		return fmt.Errorf("watch: %w", err)
@@ -319,7 +324,7 @@ func lastRevision(ctx context.Context, kv jetstream.KeyValue) (uint64, error) {
 func (n *natsStore) apply(entry jetstream.KeyValueEntry) {
 	r, id := n.revocations, entry.Key()
 	if entry.Operation() != jetstream.KeyValuePut {
-		if n.applyDelete(id) {
+		if n.applyDelete(entry) {
 			r.saveSoon()
 		}
 		return
@@ -333,33 +338,41 @@ func (n *natsStore) apply(entry jetstream.KeyValueEntry) {
 	if !r.now().Before(v.Until) {
 		return
 	}
-	if n.applyPut(v) {
+	if n.applyPut(v, entry.Revision()) {
 		r.cut()
 		r.saveSoon()
 	}
 }
 
-func (n *natsStore) applyDelete(id string) bool {
-	r := n.revocations
+func (n *natsStore) applyDelete(marker jetstream.KeyValueEntry) bool {
+	r, id, revision := n.revocations, marker.Key(), marker.Revision()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.seen = max(n.seen, revision)
 	if _, unsent := n.unsent[id]; unsent {
-		return false // it was revoked again since
+		after, heard := n.heardAfter[id]
+		if !heard || revision <= after {
+			return false // it was revoked again since
+		}
+		n.sentLocked(id)
 	}
 	if v, ok := r.byID[id]; ok {
-		n.removedLocked(v)
+		n.removedLocked(id, v.Created, revision)
+	} else if time.Since(marker.Created()) < 2*natsRecent { // somebody may announce it still
+		n.removedLocked(id, time.Time{}, revision)
 	}
 	return r.removeLocked(id)
 }
 
-func (n *natsStore) applyPut(v Revocation) bool {
+func (n *natsStore) applyPut(v Revocation, revision uint64) bool {
 	r := n.revocations
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.seen = max(n.seen, revision)
 	if _, deleted := n.deleted[v.ID]; deleted {
 		return false // here since
 	}
@@ -369,7 +382,7 @@ func (n *natsStore) applyPut(v Revocation) bool {
 			v = v.merge(old)
 		}
 		if v == stored {
-			delete(n.unsent, v.ID) // the store has all of it
+			n.sentLocked(v.ID) // the store has all of it
 		}
 	}
 	return r.putLocked(v)
@@ -468,7 +481,7 @@ func (n *natsStore) send(ctx context.Context, kv jetstream.KeyValue, v Revocatio
 		switch {
 		case err == nil:
 			n.mu.Lock()
-			delete(n.unsent, v.ID)
+			n.sentLocked(v.ID)
 			n.mu.Unlock()
 			return nil
 		case errors.Is(err, jetstream.ErrKeyExists),
@@ -518,7 +531,7 @@ func (n *natsStore) forget(ctx context.Context, ended []string) {
 	n.mu.Lock()
 	kv := n.kv
 	for _, id := range ended {
-		delete(n.unsent, id)
+		n.sentLocked(id)
 		delete(n.deleted, id)
 	}
 	n.mu.Unlock()

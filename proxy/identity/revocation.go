@@ -277,7 +277,7 @@ func (r *Revocations) Add(ctx context.Context, v Revocation) (Revocation, error)
 		r.cut()
 	}
 	if r.nats != nil {
-		r.nats.announce([]Revocation{v}, false)
+		r.nats.announceOne(v)
 	}
 	err := r.save()
 	if r.nats != nil {
