@@ -107,15 +107,7 @@ func TestMatcherStarters(t *testing.T) {
 // TestMatcherRandom: random policies over random data, with everything that the program knows and much that it does
 // not, decide the same either way, failures included.
 func TestMatcherRandom(t *testing.T) {
-	policies := 40
-	if n := os.Getenv("POLICY_COUNT"); n != "" {
-		fmt.Sscan(n, &policies)
-	}
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("POLICY_SEED"); s != "" {
-		fmt.Sscan(s, &seed)
-	}
-	t.Logf("POLICY_SEED=%d", seed)
+	policies, seed := draw(t)
 	fast, questions, placed, cut := 0, 0, 0, 0
 	for i := range policies {
 		g := &generator{Rand: rand.New(rand.NewPCG(seed, uint64(i)))}
@@ -141,6 +133,20 @@ func TestMatcherRandom(t *testing.T) {
 	if fast < questions/5 || placed < questions/5 { // which policies are drawn decides: of 40, a half to a third are placed
 		t.Error("the generator makes too little of use")
 	}
+}
+
+// draw is how many policies to make, and from what seed: that of a run that failed, by POLICY_SEED, or another each time.
+func draw(t *testing.T) (policies int, seed uint64) {
+	t.Helper()
+	policies, seed = 40, uint64(time.Now().UnixNano())
+	if n := os.Getenv("POLICY_COUNT"); n != "" {
+		fmt.Sscan(n, &policies)
+	}
+	if s := os.Getenv("POLICY_SEED"); s != "" {
+		fmt.Sscan(s, &seed)
+	}
+	t.Logf("POLICY_SEED=%d", seed)
+	return policies, seed
 }
 
 // generator makes policies.

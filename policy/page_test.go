@@ -4,10 +4,8 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/sluice-s3/sluice/policy"
 )
@@ -142,15 +140,7 @@ func TestPage(t *testing.T) {
 
 // TestPageRandom is TestMatcherRandom's for listings.
 func TestPageRandom(t *testing.T) {
-	policies := 40
-	if n := os.Getenv("POLICY_COUNT"); n != "" {
-		fmt.Sscan(n, &policies)
-	}
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("POLICY_SEED"); s != "" {
-		fmt.Sscan(s, &seed)
-	}
-	t.Logf("POLICY_SEED=%d", seed)
+	policies, seed := draw(t)
 	paged, pages, judged := 0, 0, 0
 	for i := range policies {
 		g := &generator{Rand: rand.New(rand.NewPCG(seed, uint64(i)))}
