@@ -324,8 +324,12 @@ func writeSTS(w http.ResponseWriter, status int, requestID string, body any) {
 		panic(err) // structs of strings
 	}
 	w.Header().Set("X-Amzn-Requestid", requestID)
-	writeCredentials(w, status, "text/xml", b.Bytes())
+	writeCredentials(w, status, "text/xml", []byte(plainQuotes.Replace(b.String())))
 }
+
+// plainQuotes undoes what encoding/xml does to quotes for the sake of attributes, of which there is but the namespace:
+// people read these messages. An ampersand that was there before is &amp; by now.
+var plainQuotes = strings.NewReplacer("&#34;", `"`, "&#39;", "'")
 
 func writeCredentialsJSON(w http.ResponseWriter, status int, body map[string]string) {
 	b, err := json.Marshal(body)

@@ -357,9 +357,9 @@ func TestSTSAnswers(t *testing.T) {
 	}
 
 	recorder = httptest.NewRecorder()
-	writeSTSError(recorder, &stsError{"ExpiredTokenException", "old <token>"}, "r1")
+	writeSTSError(recorder, &stsError{"ExpiredTokenException", `no "RoleArn" in it's <token> &#34;`}, "r1")
 	const wantError = `<?xml version="1.0" encoding="UTF-8"?>
-<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type><Code>ExpiredTokenException</Code><Message>old &lt;token&gt;</Message></Error><RequestId>r1</RequestId></ErrorResponse>`
+<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type><Code>ExpiredTokenException</Code><Message>no "RoleArn" in it's &lt;token&gt; &amp;#34;</Message></Error><RequestId>r1</RequestId></ErrorResponse>`
 	if got := recorder.Body.String(); got != wantError || recorder.Code != 400 {
 		t.Errorf("%d\n%s", recorder.Code, got)
 	}

@@ -186,7 +186,7 @@ func appendExact(b []byte, name, text string) []byte {
 	done := 0
 	for i := range len(text) {
 		c := text[i]
-		if c >= ' ' && c != '&' && c != '<' && c != '>' && c != '"' && c != '\'' && c != 0x7F {
+		if c >= ' ' && c != '&' && c != '<' && c != '>' && c != 0x7F { // quotes end attributes, not text: people who use curl read them
 			continue
 		}
 		b = append(b, text[done:i]...)

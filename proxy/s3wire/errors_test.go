@@ -16,12 +16,12 @@ import (
 func TestWriteError(t *testing.T) {
 	get := httptest.NewRequest("GET", "/b/k", nil)
 	w := httptest.NewRecorder()
-	s3wire.WriteError(w, get, &s3wire.Error{Code: "AccessDenied", Message: `policy said "no" & <why>`}, "/b/a\x01\xffü", "01JABC")
+	s3wire.WriteError(w, get, &s3wire.Error{Code: "AccessDenied", Message: `policy's "no" & <why>`}, "/b/a\x01\xffü", "01JABC")
 	if w.Code != http.StatusForbidden {
 		t.Errorf("status %d", w.Code)
 	}
 	want := `<?xml version="1.0" encoding="UTF-8"?>` + "\n" +
-		"<Error><Code>AccessDenied</Code><Message>policy said &#34;no&#34; &amp; &lt;why&gt;</Message><Resource>/b/a\uFFFD\uFFFDü</Resource>" +
+		"<Error><Code>AccessDenied</Code><Message>policy's \"no\" &amp; &lt;why&gt;</Message><Resource>/b/a\uFFFD\uFFFDü</Resource>" +
 		"<RequestId>01JABC</RequestId><HostId>01JABC</HostId></Error>"
 	if diff := cmp.Diff(want, w.Body.String()); diff != "" {
 		t.Error(diff)
@@ -33,7 +33,7 @@ func TestWriteError(t *testing.T) {
 		t.Error(diff)
 	}
 	var parsed struct{ Message string }
-	if err := xml.Unmarshal(w.Body.Bytes(), &parsed); err != nil || parsed.Message != `policy said "no" & <why>` {
+	if err := xml.Unmarshal(w.Body.Bytes(), &parsed); err != nil || parsed.Message != `policy's "no" & <why>` {
 		t.Errorf("%q, %v", parsed.Message, err)
 	}
 }
