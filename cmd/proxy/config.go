@@ -34,7 +34,7 @@ type Config struct {
 	Backends        []Backend                 `yaml:"backends"`
 	Audit           audit.Config              `yaml:"audit"`
 	Limits          Limits                    `yaml:"limits"`
-	ShutdownTimeout time.Duration             `yaml:"shutdown_timeout"` // [30s] for requests in flight, once told to stop
+	ShutdownTimeout time.Duration             `yaml:"shutdown_timeout" zero:"meant"` // [30s] for requests in flight, once told to stop
 	Telemetry       Telemetry                 `yaml:"telemetry"`
 	Log             Log                       `yaml:"log"`
 }
@@ -83,12 +83,12 @@ type Backend struct {
 
 // Limits of the S3 listener.
 type Limits struct {
-	MaxInFlight       int           `yaml:"max_in_flight"`  // [4096]
-	HeaderTimeout     time.Duration `yaml:"header_timeout"` // [10s]
-	IdleTimeout       time.Duration `yaml:"idle_timeout"`   // [60s] no byte either way
-	RequestsPerSecond float64       `yaml:"requests_per_second"`
-	BytesPerSecond    audit.Size    `yaml:"bytes_per_second"`
-	InFlight          int           `yaml:"in_flight"`
+	MaxInFlight       int           `yaml:"max_in_flight"`                    // [4096]
+	HeaderTimeout     time.Duration `yaml:"header_timeout"`                   // [10s]
+	IdleTimeout       time.Duration `yaml:"idle_timeout"`                     // [60s] no byte either way
+	RequestsPerSecond float64       `yaml:"requests_per_second" zero:"meant"` // of these three, 0 = none
+	BytesPerSecond    audit.Size    `yaml:"bytes_per_second" zero:"meant"`
+	InFlight          int           `yaml:"in_flight" zero:"meant"`
 }
 
 // Telemetry is where traces, metrics and logs go besides /metrics and standard error.
@@ -175,7 +175,7 @@ func parseConfig(text []byte, env func(string) (string, bool)) (*Config, []Probl
 	}
 	expanded := expand(tree, "", env, report)
 
-	c := &Config{}
+	c := &Config{ShutdownTimeout: 30 * time.Second} // here, as 0s is a time too: cut at once
 	decoder, err := mapstructure.NewDecoder(&mapstructure.DecoderConfig{
 		Result: c, TagName: "yaml", Squash: true, // embedded structs' keys stand beside their holder's
 		MatchName: func(key, field string) bool { return key == field },
@@ -197,7 +197,7 @@ func parseConfig(text []byte, env func(string) (string, bool)) (*Config, []Probl
 			}
 		}
 	}
-	unknownKeys(expanded, reflect.TypeFor[Config](), "", report)
+	checkKeys(expanded, reflect.TypeFor[Config](), "", report)
 	c.setDefaults()
 	c.check(report)
 	slices.SortStableFunc(problems, func(a, b Problem) int { return strings.Compare(a.Path, b.Path) })
@@ -228,9 +228,9 @@ func inWords(problem string) string {
 	return name(m[1]+m[2]+m[3]) + " is needed, not " + name(m[4])
 }
 
-// unknownKeys reports every key that no field takes. The decoder's own list leaves out those beside a value that does
-// not decode.
-func unknownKeys(value any, to reflect.Type, path string, report func(path, text string)) {
+// checkKeys reports every key that no field takes (the decoder's own list leaves out those beside a value that does not
+// decode), and every number written as zero that would be taken for one not written: `keep: 0` must not keep 30.
+func checkKeys(value any, to reflect.Type, path string, report func(path, text string)) {
 	for to.Kind() == reflect.Pointer {
 		to = to.Elem()
 	}
@@ -238,32 +238,53 @@ func unknownKeys(value any, to reflect.Type, path string, report func(path, text
 	case []any:
 		if to.Kind() == reflect.Slice {
 			for i, below := range v {
-				unknownKeys(below, to.Elem(), fmt.Sprintf("%s[%d]", path, i), report)
+				checkKeys(below, to.Elem(), fmt.Sprintf("%s[%d]", path, i), report)
 			}
 		}
 	case map[string]any:
 		if to.Kind() != reflect.Struct {
 			return // its keys are the user's
 		}
-		fields := map[string]reflect.Type{}
+		fields := map[string]reflect.StructField{}
 		keysOf(to, fields)
 		for key, below := range v {
-			if field, ok := fields[key]; ok {
-				unknownKeys(below, field, join(path, key), report)
-			} else {
+			field, ok := fields[key]
+			switch {
+			case !ok:
 				report(join(path, key), "unknown key; docs/configuration.md lists the keys there are")
+			case isZero(below, field.Type) && field.Tag.Get("zero") != "meant":
+				report(join(path, key), fmt.Sprintf("%v is not possible here: write more, or leave the key out for its default", below))
+			default:
+				checkKeys(below, field.Type, join(path, key), report)
 			}
 		}
 	}
 }
 
+// isZero tells a number, size or duration that was written as zero. Behind a pointer it is told from none anyway.
+func isZero(value any, to reflect.Type) bool {
+	switch {
+	case to == reflect.TypeFor[time.Duration]():
+		text, ok := value.(string)
+		d, err := time.ParseDuration(text)
+		return ok && err == nil && d == 0
+	case to == reflect.TypeFor[audit.Size]():
+		var size audit.Size
+		return size.UnmarshalText([]byte(fmt.Sprint(value))) == nil && size == 0
+	case to.Kind() == reflect.Int || to.Kind() == reflect.Float64:
+		v := reflect.ValueOf(value)
+		return (v.CanInt() || v.CanUint() || v.CanFloat()) && v.IsZero()
+	}
+	return false
+}
+
 // keysOf collects the keys that a struct takes, those of the structs embedded in it too.
-func keysOf(to reflect.Type, fields map[string]reflect.Type) {
+func keysOf(to reflect.Type, fields map[string]reflect.StructField) {
 	for field := range to.Fields() {
 		if field.Anonymous {
 			keysOf(field.Type, fields)
 		} else if name, _, _ := strings.Cut(field.Tag.Get("yaml"), ","); name != "" && name != "-" {
-			fields[name] = field.Type
+			fields[name] = field
 		}
 	}
 }
@@ -349,7 +370,6 @@ func (c *Config) setDefaults() {
 	set(&c.Limits.MaxInFlight, 4096)
 	set(&c.Limits.HeaderTimeout, 10*time.Second)
 	set(&c.Limits.IdleTimeout, 60*time.Second)
-	set(&c.ShutdownTimeout, 30*time.Second)
 	set(&c.Telemetry.ServiceName, "sluice")
 	set(&c.Log.Level, "info")
 	set(&c.Log.Format, "json")

@@ -18,7 +18,7 @@ func keys() (all []string) {
 		for of.Kind() == reflect.Pointer || of.Kind() == reflect.Slice {
 			of = of.Elem()
 		}
-		fields := map[string]reflect.Type{}
+		fields := map[string]reflect.StructField{}
 		if of.Kind() == reflect.Struct {
 			keysOf(of, fields)
 		}
@@ -29,7 +29,7 @@ func keys() (all []string) {
 		within[of] = true
 		defer delete(within, of)
 		for name, field := range fields {
-			walk(field, strings.TrimPrefix(at+"."+name, "."))
+			walk(field.Type, strings.TrimPrefix(at+"."+name, "."))
 		}
 	}
 	walk(reflect.TypeFor[Config](), "")
