@@ -74,21 +74,35 @@ func QueryColumns() []string {
 	return names
 }
 
-// Query answers a question from the files of logs, compressed ones included (see Read for paths).
-func Query(ctx context.Context, paths []string, w io.Writer, o QueryOptions) error {
-	if len(o.Columns) == 0 {
-		o.Columns = []string{"time", "who", "operation", "bucket", "key", "outcome", "status", "reasons"}
-	}
+// Check tells what is wrong with the question itself.
+func (o *QueryOptions) Check() error {
 	for _, name := range slices.Concat(o.Columns, o.GroupBy) {
 		if columns[name] == nil {
 			return fmt.Errorf("no column %q: there are %s", name, strings.Join(QueryColumns(), ", "))
 		}
 	}
+	switch o.Format {
+	case "", "table", "csv", "json":
+	default:
+		return fmt.Errorf("no format %q: there are table, csv and json", o.Format)
+	}
+	if o.Limit < 0 {
+		return fmt.Errorf("a limit of %d is below none", o.Limit)
+	}
+	return nil
+}
+
+// Query answers a question from the files of logs, compressed ones included (see Read for paths).
+func Query(ctx context.Context, paths []string, w io.Writer, o QueryOptions) error {
+	if err := o.Check(); err != nil {
+		return err
+	}
+	if len(o.Columns) == 0 {
+		o.Columns = []string{"time", "who", "operation", "bucket", "key", "outcome", "status", "reasons"}
+	}
 	out := bufio.NewWriter(w)
 	var err error
 	switch {
-	case o.Format != "" && o.Format != "table" && o.Format != "csv" && o.Format != "json":
-		return fmt.Errorf("no format %q: there are table, csv and json", o.Format)
 	case len(o.GroupBy) > 0:
 		err = queryGroups(ctx, paths, out, &o)
 	case o.Format == "json":

@@ -109,6 +109,9 @@ func (cmd auditTailCommand) Run(out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if cmd.Last < 0 {
+		return misuse{fmt.Errorf("--last: %d events are below none", cmd.Last)}
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err = audit.Tail(ctx, cmd.Path, out, audit.TailOptions{
@@ -148,7 +151,11 @@ func (cmd auditQueryCommand) Run(out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return audit.Query(context.Background(), cmd.Paths, out, audit.QueryOptions{
+	question := audit.QueryOptions{
 		Filter: filter, GroupBy: cmd.GroupBy, Columns: cmd.Columns, Format: cmd.Format, Limit: cmd.Limit,
-	})
+	}
+	if err := question.Check(); err != nil {
+		return misuse{err}
+	}
+	return audit.Query(context.Background(), cmd.Paths, out, question)
 }

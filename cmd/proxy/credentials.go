@@ -22,6 +22,7 @@ type credentialsCommand struct {
 	TokenFile    string        `placeholder:"F" xor:"token" required:"" help:"File that holds the workspace's OIDC token. This or --token-command."`
 	TokenCommand string        `placeholder:"CMD" xor:"token" required:"" help:"Shell command that prints it."`
 	CAFile       string        `name:"ca-file" placeholder:"F" help:"Trust this private CA (PEM) besides the system's."`
+	Plaintext    bool          `help:"Send the token without TLS, also to another machine: only where the network is trusted."`
 	Timeout      time.Duration `default:"30s" help:"For all of it."`
 }
 
@@ -37,8 +38,11 @@ func (cmd credentialsCommand) Run(out io.Writer) error {
 	ctx, cancel := context.WithTimeout(context.Background(), cmd.Timeout)
 	defer cancel()
 	endpoint, err := url.Parse(cmd.Endpoint)
-	if err != nil || endpoint.Host == "" {
-		return misuse{fmt.Errorf("--endpoint %q is not a URL such as https://s3.example.com", cmd.Endpoint)}
+	switch {
+	case err != nil || endpoint.Host == "" || endpoint.Scheme != "https" && endpoint.Scheme != "http" || endpoint.User != nil:
+		return misuse{errors.New("--endpoint is not a URL such as https://s3.example.com")} // nor shown: a password may be in it
+	case endpoint.Scheme == "http" && !cmd.Plaintext && !isLoopback(endpoint.Hostname()):
+		return misuse{fmt.Errorf("--endpoint %s would show the token to the network: give an https URL, or --plaintext where the network is trusted", cmd.Endpoint)}
 	}
 	token, err := cmd.token(ctx)
 	if err != nil {

@@ -67,8 +67,8 @@ type happened struct {
 	Error    string        `json:"error"`
 }
 
-// Validate refuses what would be passed over.
-func (cmd explainCommand) Validate() error {
+// misused refuses what would be passed over, and what is no question.
+func (cmd explainCommand) misused() error {
 	ways := 0
 	for _, given := range []bool{cmd.Event != "", cmd.Access != "", cmd.Method != ""} {
 		if given {
@@ -78,17 +78,33 @@ func (cmd explainCommand) Validate() error {
 	if ways > 1 {
 		return errors.New("METHOD URL, --access and --event: give one of them")
 	}
-	if cmd.Event != "" && cmd.TokenFile != "" {
+	switch {
+	case cmd.Event != "" && cmd.TokenFile != "":
 		return errors.New("--event says whose request it was: leave out --token-file")
+	case cmd.Event != "":
+		return nil
+	case cmd.TokenFile == "":
+		return errors.New("whose request? give --token-file, or an audit event with --event")
+	case cmd.Access == "" && (cmd.Method == "" || cmd.URL == ""):
+		return errors.New("which request? give METHOD URL, or --access BUCKET")
 	}
 	return nil
 }
 
 // Run answers why a request would be, or was, allowed or refused. Nothing is sent to a backend or to STS.
 func (cmd explainCommand) Run(out io.Writer) error {
+	if err := cmd.misused(); err != nil {
+		return misuse{err}
+	}
 	c, err := loadConfig(cmd.Config)
 	if err != nil {
 		return err
+	}
+	var r *http.Request
+	if cmd.Method != "" {
+		if r, err = cmd.request(c); err != nil {
+			return misuse{err}
+		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), cmd.Timeout)
 	defer cancel()
@@ -103,9 +119,6 @@ func (cmd explainCommand) Run(out io.Writer) error {
 	if cmd.Event != "" {
 		return cmd.event(ctx, out, engine)
 	}
-	if cmd.TokenFile == "" {
-		return misuse{errors.New("whose request? give --token-file, or an audit event with --event")}
-	}
 	id, err := cmd.identity(ctx, c)
 	if err != nil {
 		return err
@@ -116,10 +129,6 @@ func (cmd explainCommand) Run(out io.Writer) error {
 	}
 	if cmd.Access != "" {
 		return cmd.access(ctx, out, engine, parts, id)
-	}
-	r, err := cmd.request(c)
-	if err != nil {
-		return err
 	}
 	asked, err := proxy.Ask(parts, id, r, time.Now())
 	if wire, refused := errors.AsType[*s3wire.Error](err); refused {
@@ -183,9 +192,6 @@ func askConfig(ctx context.Context, c *Config) (proxy.Config, error) {
 }
 
 func (cmd explainCommand) request(c *Config) (*http.Request, error) {
-	if cmd.Method == "" || cmd.URL == "" {
-		return nil, misuse{errors.New("which request? give METHOD URL, or --access BUCKET")}
-	}
 	target := cmd.URL
 	host := "localhost"
 	if len(c.Listen.Domains) > 0 {
@@ -199,13 +205,13 @@ func (cmd explainCommand) request(c *Config) (*http.Request, error) {
 	}
 	r, err := http.NewRequest(strings.ToUpper(cmd.Method), target, nil)
 	if err != nil {
-		return nil, misuse{fmt.Errorf("the URL: %w", err)}
+		return nil, fmt.Errorf("METHOD URL: %w", err)
 	}
 	r.RemoteAddr = "127.0.0.1:0"
 	for _, h := range cmd.Header {
 		name, value, ok := strings.Cut(h, ":")
 		if !ok {
-			return nil, misuse{fmt.Errorf("-H %q is not \"Name: value\"", h)}
+			return nil, fmt.Errorf("-H %q is not \"Name: value\"", h)
 		}
 		r.Header.Add(strings.TrimSpace(name), strings.TrimSpace(value))
 	}

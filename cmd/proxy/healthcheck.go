@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 )
@@ -19,6 +20,9 @@ func (healthcheckCommand) Example() string {
 }
 
 func (cmd healthcheckCommand) Run() error {
+	if u, err := url.Parse(cmd.Admin); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return misuse{fmt.Errorf("--admin %q is not a URL such as http://127.0.0.1:9090", cmd.Admin)}
+	}
 	path := "/healthz"
 	if cmd.Ready {
 		path = "/readyz"
