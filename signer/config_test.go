@@ -112,19 +112,40 @@ func manyTags(n int) string {
 	return strings.Join(tags, ", ")
 }
 
+// Each value by variable and by file, whatever the others are named by; the key pair that roles are asked for with too.
 func TestStaticComesFromWhereItIsNamed(t *testing.T) {
-	t.Setenv("A", " AKIDENV\n")
-	conf := signer.Config{Static: &signer.Static{AccessKeyIDEnv: "A", SecretAccessKeyFile: writeFile(t, "secret", "secret\n"),
-		SessionTokenFile: writeFile(t, "token", "tok\n")}}
-	sig := newSigner(t, conf, signer.Options{})
-	req := get(t)
-	if err := sig.Sign(context.Background(), req, "UNSIGNED-PAYLOAD", forever()); err != nil {
-		t.Fatal(err)
-	}
-	if keyOf(req) != "AKIDENV" || req.Header.Get("X-Amz-Security-Token") != "tok" {
-		t.Errorf("signed as %s with %q", keyOf(req), req.Header.Get("X-Amz-Security-Token"))
+	const key, secret = "ASIABASE", "temporary-secret-canary"
+	s := newSTS(t)
+	s.minted[key] = secret
+	t.Setenv("ID", " "+key+"\n")
+	t.Setenv("SECRET", secret)
+	t.Setenv("TOKEN", sessionToken(key))
+	id, secretFile, token := writeFile(t, "id", key+"\n"), writeFile(t, "secret", secret), writeFile(t, "token", sessionToken(key)+"\n")
+	for name, c := range map[string]signer.Static{
+		"variables":    {AccessKeyIDEnv: "ID", SecretAccessKeyEnv: "SECRET", SessionTokenEnv: "TOKEN"},
+		"files":        {AccessKeyIDFile: id, SecretAccessKeyFile: secretFile, SessionTokenFile: token},
+		"id by file":   {AccessKeyIDFile: id, SecretAccessKeyEnv: "SECRET", SessionTokenEnv: "TOKEN"},
+		"id by itself": {AccessKeyIDEnv: "ID", SecretAccessKeyFile: secretFile, SessionTokenFile: token},
+	} {
+		t.Run(name, func(t *testing.T) {
+			req := get(t)
+			sig := newSigner(t, signer.Config{Static: &c}, signer.Options{Now: s.clock.Now})
+			if err := sig.Sign(context.Background(), req, "UNSIGNED-PAYLOAD", forever()); err != nil {
+				t.Fatal(err)
+			}
+			if keyOf(req) != key || req.Header.Get("X-Amz-Security-Token") != sessionToken(key) {
+				t.Errorf("signed as %s with %q", keyOf(req), req.Header.Get("X-Amz-Security-Token"))
+			}
+			assume := s.assume(t) // whose STS checks signature and token
+			assume.Base = &c
+			n := s.count()
+			if got := accessKey(t, s.signer(t, assume, signer.Options{}), signer.As{Principal: s.workspace("w")}); got != fmt.Sprintf("ASIA%06d", n+1) {
+				t.Errorf("with this as its base, signed as %s", got)
+			}
+		})
 	}
 
+	t.Setenv("A", "x")
 	for want, c := range map[string]signer.Static{
 		"NOT_SET is not set":     {AccessKeyIDEnv: "NOT_SET", SecretAccessKeyEnv: "A"},
 		"secret_access_key_file": {AccessKeyIDEnv: "A", SecretAccessKeyFile: "/nowhere"},

@@ -60,6 +60,14 @@ func TestWebIdentityPassesTheToken(t *testing.T) {
 	if got := accessKey(t, sig, signer.As{Principal: renewed}); got != "ASIA000002" {
 		t.Errorf("a new token signed as %s, with the session of the old one", got)
 	}
+	other := signer.As{Principal: p, Role: otherRole}
+	wantKind(t, sig.Sign(context.Background(), get(t), "UNSIGNED-PAYLOAD", other), signer.RoleNotAllowed)
+	wider := newSigner(t, signer.Config{WebIdentity: &signer.WebIdentity{RoleARN: role, STSEndpoint: s.URL, Duration: 20 * time.Minute,
+		AllowedRoles: []string{"arn:aws:iam::123456789012:role/sluice-*"}}}, signer.Options{Now: s.clock.Now})
+	accessKey(t, wider, other)
+	if got := s.last(); got.Get("RoleArn") != otherRole || got.Get("DurationSeconds") != "1200" {
+		t.Errorf("asked STS for %v", got)
+	}
 	none := s.workspace("env-42")
 	none.Token = ""
 	wantKind(t, sig.Sign(context.Background(), get(t), "UNSIGNED-PAYLOAD", signer.As{Principal: none}), signer.NoToken)

@@ -220,6 +220,9 @@ func (s *stsServer) verify(r *http.Request, body []byte) (accessKey string, err 
 	if err := v4.NewSigner().SignHTTP(r.Context(), creds, again, sum(body), scope[3], scope[2], at); err != nil {
 		return "", err
 	}
+	if strings.HasPrefix(scope[0], "ASIA") && creds.SessionToken == "" { // a session's key, which is one with its token alone
+		return "", fmt.Errorf("no session token")
+	}
 	if again.Header.Get("Authorization") != auth {
 		return "", fmt.Errorf("the canonical request was another; x-amz-security-token:%s", r.Header.Get("X-Amz-Security-Token"))
 	}
