@@ -2,7 +2,11 @@ package main_test
 
 import (
 	"bytes"
+	"crypto/ed25519"
+	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"net/http"
@@ -313,5 +317,47 @@ func TestExternalID(t *testing.T) {
 	r.store(t, "web/x", []byte("x"))
 	if got := r.get(t, "/artifacts/web/x").StatusCode; got != 200 {
 		t.Errorf("status %d", got)
+	}
+}
+
+// Session credentials are good for max_duration, also where the token lives longer.
+func TestSessionDuration(t *testing.T) {
+	for _, c := range []struct {
+		set  any
+		want time.Duration
+	}{{"20m", 20 * time.Minute}, {nil, time.Hour}} {
+		r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{"sessions.max_duration": c.set}})
+		token := r.Token(map[string]any{"sub": "environment/env-1", "environment_id": "env-1", "project_id": "web", "exp": time.Now().Add(3 * time.Hour).Unix()})
+		got := time.Until(r.exchange(t, http.DefaultClient, token).Expires)
+		if got > c.want || got < c.want-time.Minute {
+			t.Errorf("max_duration %v: good for %v", c.set, got)
+		}
+	}
+}
+
+// With signing_key_file there are checkpoints, and they are this key's.
+func TestSigningKey(t *testing.T) {
+	dir := t.TempDir()
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, pub := filepath.Join(dir, "audit.key"), filepath.Join(dir, "audit.pub")
+	write(t, file, base64.StdEncoding.EncodeToString(private.Seed())+"\n")
+	der, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, pub, string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})))
+	for key, want := range map[string]bool{file: true, "": false} {
+		r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{"audit.signing_key_file": key}})
+		r.get(t, "/artifacts/web/x").Body.Close()
+		if err := r.proxy.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		out, err := runProxy(t, r.World, "audit", "verify", "--public-key", pub, r.proxy.AuditFile)
+		if (err == nil) != want {
+			t.Errorf("signing_key_file %q: %v\n%s", key, err, out)
+		}
 	}
 }
