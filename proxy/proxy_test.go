@@ -471,6 +471,33 @@ func TestBackendsByBucket(t *testing.T) {
 	check(t, r.event(), map[string]any{"operation": "ListBuckets", "outcome": "completed"})
 }
 
+// Without path_style the bucket stands in the host, where it can, and what was signed is what arrives.
+func TestVirtualHostedBackend(t *testing.T) {
+	r := newRig(t, rigOptions{policy: "package s3.authz\nallow := true", configure: func(c *proxy.Config) {
+		b := &c.Backends[0]
+		address := b.Endpoint.Host
+		b.PathStyle, b.Endpoint = false, &url.URL{Scheme: "http", Host: "s3.backend.test"}
+		transport := &http.Transport{DisableCompression: true, DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, address)
+		}}
+		t.Cleanup(transport.CloseIdleConnections)
+		b.Transport = transport
+	}})
+	for target, want := range map[string]string{
+		"/artifacts/web/a%20b+c": "artifacts.s3.backend.test/web/a%20b%2Bc",
+		"/artifacts?list-type=2": "artifacts.s3.backend.test/?list-type=2",
+		"/with.dots/web/k":       "s3.backend.test/with.dots/web/k",
+		"/":                      "s3.backend.test/",
+	} {
+		response, _ := r.do(r.request("GET", target, nil))
+		got := r.backend.Last()
+		if at := got.Header.Get("Host") + got.Target; at != want || got.SignatureErr != nil {
+			t.Errorf("%s: %s, asked at %s, want %s (%v)", target, response.Status, at, want, got.SignatureErr)
+		}
+		r.event()
+	}
+}
+
 func TestSourceOfARequest(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	request := r.request("GET", "/artifacts/web/k", nil)
