@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -89,6 +91,9 @@ func (c *Config) Check(report func(path, problem string)) {
 	if c.File != nil {
 		if c.File.Path == "" {
 			report("file.path", "is missing: name the file, such as /var/log/sluice/audit.jsonl")
+		}
+		if info, err := os.Stat(c.File.Path); err == nil && info.IsDir() {
+			report("file.path", "is a directory: name a file in it, such as "+filepath.Join(c.File.Path, "audit.jsonl"))
 		}
 		if c.File.MaxSize < 0 || c.File.MaxSize > 0 && c.File.MaxSize < minFileSize {
 			report("file.max_size", fmt.Sprintf("%d bytes is too small: at least 4KiB", c.File.MaxSize))

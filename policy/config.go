@@ -3,6 +3,7 @@ package policy
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 func (c *Config) entrypoint() string {
@@ -26,9 +27,9 @@ func (c *Config) check(at string, report func(path, problem string)) {
 	}
 	switch {
 	case sources == 0:
-		report(at, "no source: give one of `dir`, `git` and `opa`")
+		report(strings.TrimSuffix(at, "."), "no source: give one of `dir`, `git` and `opa`")
 	case sources > 1:
-		report(at, "more than one source: give one of `dir`, `git` and `opa`")
+		report(strings.TrimSuffix(at, "."), "more than one source: give one of `dir`, `git` and `opa`")
 	}
 	if _, err := entrypointRef(c.entrypoint()); err != nil {
 		report(at+"entrypoint", err.Error())

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -342,14 +343,20 @@ func (c *Git) check(at string, report func(path, problem string)) {
 		if file.name == "" {
 			continue
 		}
-		if f, err := os.Open(file.name); err != nil {
+		text, err := os.ReadFile(file.name)
+		switch {
+		case err != nil:
 			report(at+file.key, err.Error())
-		} else {
-			f.Close()
+		case file.key == "ca_file" && !x509.NewCertPool().AppendCertsFromPEM(text):
+			report(at+file.key, file.name+" has no PEM certificate")
 		}
 	}
 	if c.Interval < 0 || c.Interval > 0 && c.Interval < time.Second {
 		report(at+"interval", fmt.Sprintf("%v: want a second or more", c.Interval))
+	}
+	// What git check-ref-format refuses, in short.
+	if strings.ContainsAny(c.Ref, " ~^:?*[\\") || strings.Contains(c.Ref, "..") {
+		report(at+"ref", fmt.Sprintf("%q is neither a branch nor a tag nor a commit", c.Ref))
 	}
 	if strings.HasPrefix(path.Clean(c.Path), "..") {
 		report(at+"path", "leads out of the repository")

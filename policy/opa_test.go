@@ -207,7 +207,7 @@ func TestConfigCheck(t *testing.T) {
 	}{
 		{"none", policy.Config{}, []string{": no source"}},
 		{"two", policy.Config{Dir: ".", Git: &policy.Git{URL: "https://github.com/acme/p"}}, []string{": more than one source"}},
-		{"entrypoint", policy.Config{Dir: ".", Entrypoint: "/s3//authz"}, []string{"entrypoint: entrypoint \"/s3//authz\""}},
+		{"entrypoint", policy.Config{Dir: ".", Entrypoint: "/s3//authz"}, []string{"entrypoint: \"/s3//authz\""}},
 		{"git", policy.Config{Git: &policy.Git{URL: "http://u:secret@example.com/p", Interval: 1, Path: "../x", TokenEnv: "NO_SUCH_VARIABLE", CAFile: "/no/such/file"}}, []string{
 			"git.url: http can be changed", "git.url: holds a password", "git.token_env: environment variable", "git.ca_file: open", "git.interval: 1ns", "git.path: leads out",
 		}},

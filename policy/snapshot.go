@@ -8,6 +8,7 @@ import (
 	"maps"
 	"path"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -234,12 +235,14 @@ func newCompiler(caps *ast.Capabilities, data *data) *ast.Compiler {
 		SetErrorLimit(50)
 }
 
+var packageName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+
 // entrypointRef turns "s3/authz" into data.s3.authz.
 func entrypointRef(entrypoint string) (ast.Ref, error) {
 	ref := ast.Ref{ast.DefaultRootDocument}
 	for part := range strings.SplitSeq(entrypoint, "/") {
-		if part == "" {
-			return nil, fmt.Errorf("entrypoint %q: want the package's path, such as s3/authz", entrypoint)
+		if !packageName.MatchString(part) {
+			return nil, fmt.Errorf("%q: want the package's path, names with slashes between, such as s3/authz", entrypoint)
 		}
 		ref = append(ref, ast.StringTerm(part))
 	}

@@ -77,8 +77,8 @@ func New(ctx context.Context, c Config, o Options) (*Signer, error) {
 	if s.region == "" {
 		s.region = "us-east-1"
 	}
-	if !regionName.MatchString(s.region) {
-		return nil, fmt.Errorf("region %q has characters that no region has", s.region)
+	if err := CheckRegion(s.region); err != nil {
+		return nil, err
 	}
 	if s.now == nil {
 		s.now = time.Now
@@ -131,6 +131,14 @@ func New(ctx context.Context, c Config, o Options) (*Signer, error) {
 	}
 	s.cache = newCache(ctx, o, s.now, obtain)
 	return s, nil
+}
+
+// CheckRegion tells what is wrong with the name of a region. S3 services have others than AWS, so it is no list.
+func CheckRegion(region string) error {
+	if !regionName.MatchString(region) {
+		return fmt.Errorf("%q is not the name of a region, such as eu-west-1", region)
+	}
+	return nil
 }
 
 var regionName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)

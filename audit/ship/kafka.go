@@ -55,6 +55,7 @@ func (k *Kafka) check(report func(path, problem string)) {
 	if k.Topic == "" {
 		report("topic", "is missing: name the topic")
 	}
+	checkName(k.Topic, topicName, "topic", "letters, digits, dots, dashes and underscores", report)
 	if s := k.SASL; s != nil {
 		switch s.Mechanism {
 		case "", "plain", "scram-sha-256", "scram-sha-512":

@@ -42,6 +42,8 @@ func (n *NATS) check(report func(path, problem string)) {
 	if n.Stream == "" {
 		report("stream", "is missing: name the JetStream stream")
 	}
+	checkName(n.Stream, streamName, "stream", "no spaces, dots, slashes or wildcards", report)
+	checkName(n.Subject, subjectName, "subject", "words with dots between, without spaces or wildcards", report)
 	if n.CredentialsFile != "" && (n.TokenFile != "" || n.TokenEnv != "") || n.TokenFile != "" && n.TokenEnv != "" {
 		report("credentials_file", "credentials_file, token_file and token_env exclude each other")
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -86,7 +85,9 @@ func (a *ACME) check(domains []string, report func(path, text string)) {
 		report("tls.acme.email", fmt.Sprintf("%q is not an address such as ops@example.com", a.Email))
 	}
 	if a.CAFile != "" {
-		checkFile(a.CAFile, "tls.acme.ca_file", report)
+		if _, err := certificatesIn(a.CAFile); err != nil {
+			report("tls.acme.ca_file", err.Error())
+		}
 	}
 	if a.HTTPPort < 1 || a.HTTPPort > 65535 {
 		report("tls.acme.http_port", "must be between 1 and 65535")
@@ -114,7 +115,23 @@ func (e *EAB) check(report func(path, text string)) {
 	if e.KeyID == "" {
 		report("key_id", "needed: the authority shows it beside the HMAC key")
 	}
-	checkSecret(e.HMACKeyFile, e.HMACKeyEnv, "hmac_key", report)
+	if checkSecret(e.HMACKeyFile, e.HMACKeyEnv, "hmac_key", report) {
+		if _, err := e.key(); err != nil {
+			report("hmac_key", err.Error())
+		}
+	}
+}
+
+func (e *EAB) key() (string, error) {
+	key, err := readSecret(e.HMACKeyFile, e.HMACKeyEnv)
+	if err != nil {
+		return "", err
+	}
+	key = strings.TrimRight(strings.NewReplacer("+", "-", "/", "_").Replace(key), "=") // some hand it out padded, or as plain base64
+	if _, err := base64.RawURLEncoding.DecodeString(key); err != nil {
+		return "", errors.New("is not base64url, as authorities hand it out")
+	}
+	return key, nil
 }
 
 func (d *DNS01) check(report func(path, text string)) {
@@ -137,17 +154,20 @@ func (d *DNS01) check(report func(path, text string)) {
 }
 
 // checkSecret looks at a secret that is named by file or by environment variable: exactly one.
-func checkSecret(file, env, name string, report func(path, text string)) {
+func checkSecret(file, env, name string, report func(path, text string)) (ok bool) {
 	switch {
 	case file == "" && env == "":
 		report(name+"_file", "needed, or "+name+"_env")
 	case file != "" && env != "":
 		report(name+"_env", name+"_file is given as well; use one")
 	case file != "":
-		checkFile(file, name+"_file", report)
+		return checkFile(file, name+"_file", report)
 	case os.Getenv(env) == "":
 		report(name+"_env", "environment variable "+env+" is not set")
+	default:
+		return true
 	}
+	return false
 }
 
 func readSecret(file, env string) (string, error) {
@@ -186,23 +206,15 @@ func (a *ACME) open(domains []string, listener net.Addr, p pace, log *slog.Logge
 		}
 	}
 	if a.CAFile != "" {
-		pem, err := os.ReadFile(a.CAFile)
-		if err != nil {
+		var err error
+		if template.TrustedRoots, err = certificatesIn(a.CAFile); err != nil {
 			return nil, fmt.Errorf("acme.ca_file: %w", err)
-		}
-		template.TrustedRoots = x509.NewCertPool()
-		if !template.TrustedRoots.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("acme.ca_file: %s holds no certificate", a.CAFile)
 		}
 	}
 	if a.EAB != nil {
-		key, err := readSecret(a.EAB.HMACKeyFile, a.EAB.HMACKeyEnv)
+		key, err := a.EAB.key()
 		if err != nil {
-			return nil, fmt.Errorf("acme.eab.hmac_key_file: %w", err)
-		}
-		key = strings.TrimRight(strings.NewReplacer("+", "-", "/", "_").Replace(key), "=") // some hand it out padded, or as plain base64
-		if _, err := base64.RawURLEncoding.DecodeString(key); err != nil {
-			return nil, errors.New("acme.eab: the HMAC key is not base64url")
+			return nil, fmt.Errorf("acme.eab.hmac_key: %w", err)
 		}
 		template.ExternalAccount = &acme.EAB{KeyID: a.EAB.KeyID, MACKey: key}
 	}

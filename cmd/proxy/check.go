@@ -8,9 +8,11 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -73,6 +75,12 @@ func checkParts(out io.Writer, c *Config) error {
 		fmt.Fprintln(out, p)
 		failed = &exitError{exitFailed}
 	}
+	for i := range c.Audit.Ship {
+		c.Audit.Ship[i].CheckSecrets(func(path, problem string) {
+			fmt.Fprintln(out, Problem{fmt.Sprintf("audit.ship[%d].%s", i, path), problem})
+			failed = &exitError{exitFailed}
+		})
+	}
 	for i := range c.Backends {
 		b := &c.Backends[i]
 		if _, err := signer.New(ctx, b.Credentials, signer.Options{Region: b.Region, CAFile: b.CAFile}); err != nil {
@@ -127,24 +135,35 @@ func credentialProblems(backend int, err error) []Problem {
 // checkPolicy loads the policy where that asks nobody, and says what of it works but perhaps not as meant: fields that
 // the input does not have are mistakes, what grows with its data or leaves the fast path is worth knowing.
 func checkPolicy(out io.Writer, c *Config) error {
-	if c.Policy.Dir == "" {
-		return nil
-	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	engine, err := openPolicy(ctx, c.Policy, nil)
-	if err != nil {
-		for _, problem := range problems(err) {
-			fmt.Fprintln(out, problem)
+	alone := c.Policy
+	alone.Shadow = nil
+	sources := map[string]policy.Config{"policy": alone}
+	if s := c.Policy.Shadow; s != nil {
+		shadow := *s
+		set(&shadow.Entrypoint, c.Policy.Entrypoint)
+		sources["policy.shadow"] = shadow
+	}
+	failed := false
+	for _, name := range slices.Sorted(maps.Keys(sources)) {
+		if sources[name].Dir == "" {
+			continue
 		}
-		return &exitError{exitFailed}
+		engine, err := policy.Open(ctx, sources[name], nil)
+		if err != nil {
+			failed = true
+			for _, problem := range problems(fmt.Errorf("%s.dir: %w", name, err)) {
+				fmt.Fprintln(out, problem)
+			}
+			continue
+		}
+		for _, found := range engine.Lint() {
+			fmt.Fprintf(out, "%s: %s\n", name, found)
+			failed = failed || found.Mistake()
+		}
 	}
-	mistakes := false
-	for _, found := range engine.Lint() {
-		fmt.Fprintf(out, "policy: %s\n", found)
-		mistakes = mistakes || found.Mistake()
-	}
-	if mistakes {
+	if failed {
 		return &exitError{exitFailed}
 	}
 	return nil

@@ -1,8 +1,13 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"net/url"
@@ -180,18 +185,21 @@ func parseConfig(text []byte, env func(string) (string, bool)) (*Config, []Probl
 		Result: c, TagName: "yaml", Squash: true, // embedded structs' keys stand beside their holder's
 		MatchName: func(key, field string) bool { return key == field },
 		DecodeHook: mapstructure.ComposeDecodeHookFunc(
-			durations, mapstructure.TextUnmarshallerHookFunc(),
+			durations, wholeNumbers, mapstructure.TextUnmarshallerHookFunc(),
 		),
 	})
 	if err != nil {
 		report("", err.Error())
 		return nil, problems
 	}
+	var lost []string // the values that were not understood
 	if err := decoder.Decode(expanded); err != nil {
 		for _, e := range flatten(err) {
 			var at *mapstructure.DecodeError
 			if errors.As(e, &at) {
-				report(at.Name(), inWords(strings.ReplaceAll(at.Unwrap().Error(), "\n", " ")))
+				path := userKey.ReplaceAllString(at.Name(), ".$1")
+				lost = append(lost, path)
+				report(path, inWords(strings.ReplaceAll(at.Unwrap().Error(), "\n", " ")))
 			} else {
 				report("", e.Error())
 			}
@@ -199,10 +207,18 @@ func parseConfig(text []byte, env func(string) (string, bool)) (*Config, []Probl
 	}
 	checkKeys(expanded, reflect.TypeFor[Config](), "", report)
 	c.setDefaults()
-	c.check(report)
+	c.check(func(path, text string) {
+		// A value that was not understood is missing where it was to be, and what holds it may be too.
+		if !slices.ContainsFunc(lost, func(l string) bool { return l == path || strings.HasPrefix(l, path+".") }) {
+			report(path, text)
+		}
+	})
 	slices.SortStableFunc(problems, func(a, b Problem) int { return strings.Compare(a.Path, b.Path) })
 	return c, slices.Compact(problems)
 }
+
+// userKey is how the decoder writes a key of a map of the user's own: session_tags[project].
+var userKey = regexp.MustCompile(`\[([^\]]*[^\]0-9][^\]]*)\]`)
 
 var wrongType = regexp.MustCompile(`^(?:expected type '(.+)', got unconvertible type|source data must be (an array or slice), got|expected (a map or struct), got) ['"]?([^'"]+)['"]?$`)
 
@@ -315,7 +331,19 @@ func durations(from, to reflect.Type, value any) (any, error) {
 	if !ok {
 		return nil, fmt.Errorf("a duration with its unit is needed (30s, 5m, 1h), not %v", value)
 	}
-	return time.ParseDuration(text)
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		return nil, fmt.Errorf("%q is not a duration: write a number and its unit, such as 30s, 5m or 1h", text)
+	}
+	return d, nil
+}
+
+// wholeNumbers takes no 1.5 for 1.
+func wholeNumbers(from, to reflect.Type, value any) (any, error) {
+	if f, ok := value.(float64); ok && to.Kind() >= reflect.Int && to.Kind() <= reflect.Uint64 && f != math.Trunc(f) {
+		return nil, fmt.Errorf("a whole number is needed, not %v", f)
+	}
+	return value, nil
 }
 
 var variable = regexp.MustCompile(`\$\{([A-Za-z_][A-Za-z0-9_]*)\}`)
@@ -466,8 +494,12 @@ func (l *Listen) check(report func(path, text string)) {
 	case l.TLS.ACME != nil:
 		l.TLS.ACME.check(l.Domains, report)
 	case l.TLS.Files != nil:
-		checkFile(l.TLS.Files.Cert, "tls.files.cert", report)
-		checkFile(l.TLS.Files.Key, "tls.files.key", report)
+		cert, key := checkFile(l.TLS.Files.Cert, "tls.files.cert", report), checkFile(l.TLS.Files.Key, "tls.files.key", report)
+		if cert && key {
+			if _, err := tls.LoadX509KeyPair(l.TLS.Files.Cert, l.TLS.Files.Key); err != nil {
+				report("tls.files", fmt.Sprintf("cert and key must be PEM, and the key the certificate's: %v", err))
+			}
+		}
 	case ok && !l.Plaintext && !isLoopback(host):
 		report("tls", "plain HTTP off loopback would show tokens to the network: set tls.files or tls.acme, or plaintext: true behind something that terminates TLS")
 	}
@@ -476,7 +508,11 @@ func (l *Listen) check(report func(path, text string)) {
 func (a *Admin) check(report func(path, text string)) {
 	host, ok := checkAddress(a.Address, "address", report)
 	if a.TokenFile != "" {
-		checkFile(a.TokenFile, "token_file", report)
+		if text, err := os.ReadFile(a.TokenFile); err != nil {
+			report("token_file", err.Error())
+		} else if len(bytes.TrimSpace(text)) == 0 {
+			report("token_file", a.TokenFile+" is empty: nobody could be let in (openssl rand -hex 32 makes a token)")
+		}
 	} else if ok && !isLoopback(host) {
 		report("token_file", "needed where the admin listener is off loopback: anyone could revoke sessions")
 	}
@@ -499,18 +535,24 @@ func (b *Backend) check(report func(path, text string)) {
 		switch {
 		case err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https"):
 			report("endpoint", fmt.Sprintf("%q is not a URL such as https://minio.example.com:9000", b.Endpoint))
+		case !isPort(cmp.Or(u.Port(), "443")):
+			report("endpoint", fmt.Sprintf("there is no port %s", u.Port()))
 		case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil:
 			report("endpoint", "scheme, host and port only")
 		}
 	}
 	if b.Region == "" {
 		report("region", "needed to sign (us-east-1 where the service has none)")
+	} else if err := signer.CheckRegion(b.Region); err != nil {
+		report("region", err.Error())
 	}
 	if b.Keys != "literal" && b.Keys != "strict" {
 		report("keys", fmt.Sprintf("%q is neither literal nor strict", b.Keys))
 	}
 	if b.CAFile != "" {
-		checkFile(b.CAFile, "ca_file", report)
+		if _, err := certificatesIn(b.CAFile); err != nil {
+			report("ca_file", err.Error())
+		}
 	}
 	b.Credentials.Check(func(path, text string) {
 		if path == "" {
@@ -543,24 +585,45 @@ func (l *Limits) check(report func(path, text string)) {
 }
 
 func checkAddress(address, path string, report func(path, text string)) (host string, ok bool) {
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		report(path, fmt.Sprintf("%q is not host:port", address))
+	host, port, err := net.SplitHostPort(address)
+	if err != nil || !isPort(port) {
+		report(path, fmt.Sprintf("%q is not host:port, such as 127.0.0.1:8443 or :8443", address))
 		return "", false
 	}
 	return host, true
 }
 
-func checkFile(name, path string, report func(path, text string)) {
+// isPort takes 0 too, which is any that is free, and names (https).
+func isPort(s string) bool {
+	_, err := net.LookupPort("tcp", s)
+	return err == nil && s != ""
+}
+
+func checkFile(name, path string, report func(path, text string)) (ok bool) {
 	if name == "" {
 		report(path, "needed")
-		return
+		return false
 	}
-	if f, err := os.Open(name); err != nil {
+	f, err := os.Open(name)
+	if err != nil {
 		report(path, err.Error())
-	} else {
-		f.Close()
+		return false
 	}
+	f.Close()
+	return true
+}
+
+// certificatesIn reads a ca_file.
+func certificatesIn(file string) (*x509.CertPool, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("%s has no PEM certificate", file)
+	}
+	return pool, nil
 }
 
 var domain = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?)*$`)

@@ -43,16 +43,28 @@ func (r *RFC2136) check(report func(path, text string)) {
 	if tsigAlgorithms[r.KeyAlgorithm] == "" {
 		report("key_algorithm", fmt.Sprintf("%q is none of %s", r.KeyAlgorithm, strings.Join(slices.Sorted(maps.Keys(tsigAlgorithms)), ", ")))
 	}
-	checkSecret(r.KeySecretFile, r.KeySecretEnv, "key_secret", report)
+	if checkSecret(r.KeySecretFile, r.KeySecretEnv, "key_secret", report) {
+		if _, err := r.secret(); err != nil {
+			report("key_secret", err.Error())
+		}
+	}
+}
+
+func (r *RFC2136) secret() (string, error) {
+	secret, err := readSecret(r.KeySecretFile, r.KeySecretEnv)
+	if err != nil {
+		return "", err
+	}
+	if key, err := base64.StdEncoding.DecodeString(secret); err != nil || len(key) < 16 {
+		return "", errors.New("is not base64 of 16 bytes or more, as tsig-keygen writes it")
+	}
+	return secret, nil
 }
 
 func (r *RFC2136) provider() (*dnsUpdates, error) {
-	secret, err := readSecret(r.KeySecretFile, r.KeySecretEnv)
+	secret, err := r.secret()
 	if err != nil {
-		return nil, fmt.Errorf("key_secret_file: %w", err)
-	}
-	if key, err := base64.StdEncoding.DecodeString(secret); err != nil || len(key) < 16 {
-		return nil, errors.New("the key's secret is not base64 of 16 bytes or more")
+		return nil, fmt.Errorf("key_secret: %w", err)
 	}
 	return &dnsUpdates{server: r.Server, key: dns.CanonicalName(r.KeyName), algorithm: tsigAlgorithms[r.KeyAlgorithm], secret: secret}, nil
 }

@@ -151,6 +151,8 @@ func (c *IssuerConfig) checkURL(report func(path, problem string)) {
 		report("issuer", fmt.Sprintf("%q is not https: over plain HTTP, anybody on the way could pass off keys as the issuer's", c.Issuer))
 	case u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.ForceQuery:
 		report("issuer", fmt.Sprintf("%q has user information, a query or a fragment, which no issuer has", c.Issuer))
+	case strings.Contains(u.Path, "/.well-known/"):
+		report("issuer", fmt.Sprintf("%q is where its configuration is: write what comes before /.well-known/", c.Issuer))
 	}
 }
 
