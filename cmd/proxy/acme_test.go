@@ -25,6 +25,7 @@ import (
 	"testing"
 	"time"
 
+	pebble "github.com/letsencrypt/pebble/v2/acme"
 	"github.com/letsencrypt/pebble/v2/ca"
 	"github.com/letsencrypt/pebble/v2/db"
 	"github.com/letsencrypt/pebble/v2/va"
@@ -43,6 +44,7 @@ type authority struct {
 	httpPort  int    // where it looks for http-01
 	address   string // where it looks for tls-alpn-01, and the proxy listens
 	zone      *zone
+	store     *db.MemoryStore // what it remembers
 	stop      func()
 }
 
@@ -64,7 +66,8 @@ func newAuthorityWith(t *testing.T, lifetime uint64, eabID, eabKey, responder st
 
 	logger := log.New(io.Discard, "", 0)
 	store := db.NewMemoryStore()
-	a.issuing = ca.New(logger, store, responder, "rsa", 0, 1, map[string]ca.Profile{"default": {Description: "d", ValidityPeriod: lifetime}})
+	a.store = store
+	a.issuing = ca.New(logger, store, responder, "rsa", 0, 1, map[string]ca.Profile{"default": {Description: "d", ValidityPeriod: lifetime}, "other": {Description: "o", ValidityPeriod: lifetime}})
 	validating := va.New(logger, a.httpPort, port, true, a.zone.address, store)
 	if eabID != "" {
 		if err := store.AddExternalAccountKeyByID(eabID, eabKey); err != nil {
@@ -124,6 +127,29 @@ func (a *authority) shown(name string) *x509.Certificate {
 	return nil
 }
 
+// proof is the kind of challenge by which a certificate's name was proved.
+func (a *authority) proof(t *testing.T, c *x509.Certificate) string {
+	t.Helper()
+	known := a.store.GetCertificateByDER(c.Raw)
+	if known == nil {
+		t.Fatal("a certificate of another authority")
+	}
+	authorization := a.store.FindValidAuthorization(known.AccountID, pebble.Identifier{Type: pebble.IdentifierDNS, Value: c.DNSNames[0]})
+	if authorization == nil {
+		t.Fatalf("%v is not proved", c.DNSNames)
+	}
+	authorization.RLock()
+	defer authorization.RUnlock()
+	for _, c := range authorization.Challenges {
+		c.RLock()
+		defer c.RUnlock()
+		if c.Status == pebble.StatusValid {
+			return c.Type
+		}
+	}
+	return "nothing"
+}
+
 func (a *authority) handshake(name string) *tls.ConnectionState {
 	c, err := tls.DialWithDialer(&net.Dialer{Timeout: 5 * time.Second}, "tcp", a.address, &tls.Config{ServerName: name, InsecureSkipVerify: true})
 	if err != nil {
@@ -158,11 +184,21 @@ func TestACMEIssuesByEachChallenge(t *testing.T) {
 		t.Run(challenge, func(t *testing.T) {
 			t.Parallel()
 			a := newAuthority(t, 0, "", "")
-			c := a.config(t, func(c *ACME) { c.Challenges = []string{challenge} })
+			c := a.config(t, func(c *ACME) { c.Challenges, c.Profile = []string{challenge}, "other" })
 			certs := a.serve(t, c, pace{})
 			got := a.wait(t, a.name, anyCertificate)
 			if !strings.Contains(got.Issuer.CommonName, "Pebble") {
 				t.Errorf("issued by %s", got.Issuer)
+			}
+			if by := a.proof(t, got); by != challenge {
+				t.Errorf("proved by %s", by)
+			}
+			account := a.store.GetCertificateByDER(got.Raw).AccountID
+			if to := a.store.GetAccountByID(account).Contact; !slices.Equal(to, []string{"mailto:ops@example.test"}) {
+				t.Errorf("the authority would write to %q", to)
+			}
+			if order := a.store.GetOrdersByAccountID(account)[0]; order.Profile != "other" {
+				t.Errorf("ordered of profile %q", order.Profile)
 			}
 			if at := certs.expiries()[a.name]; !at.Equal(got.NotAfter) {
 				t.Errorf("expires %v, the certificate says %v", at, got.NotAfter)
