@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/bits"
 	"math/rand/v2"
 	"os"
 	"sync"
@@ -25,7 +26,7 @@ type ShipStats struct {
 	Shipped  uint64        // events that it has, since the start
 	Failures uint64        // times that it would not take them
 	Lost     uint64        // events that were gone from the log before it had them
-	Skipped  uint64        // events that it will not take, however small a part of them it is offered
+	Skipped  uint64        // events that it has refused, and will not be sent again
 	Lag      uint64        // events that it does not have yet
 	Behind   time.Duration // how old the oldest of them is, about; 0 = none
 	LastSeq  uint64        // the last line that it has
@@ -35,6 +36,8 @@ type ShipStats struct {
 const (
 	shipEvents = 500
 	shipBytes  = 1 << 20
+	// refusals is how many events that were refused, one after the other, are held against those that follow.
+	refusals = 100
 )
 
 // shipper reads the log and sends it to one far end. The log is the queue: what keeps the place is a number in a
@@ -56,6 +59,8 @@ type shipper struct {
 	mu   sync.Mutex // guards what follows
 	now  ShipStats
 	head time.Time // of the oldest event that is being sent
+
+	told map[string]bool // what the far end has said of events that it rejected; run's own
 }
 
 // cursor is what is kept of the last event that the far end has.
@@ -82,7 +87,7 @@ func (l *Log) startShippers() (err error) {
 		s := &shipper{
 			name: c.NameOrKind(), format: c.BodyFormat(), source: ship.Source(), sink: sink,
 			path: l.file.path + shipSuffix + c.NameOrKind(), logger: l.config.Logger,
-			wake: make(chan struct{}, 1), drain: make(chan struct{}), done: make(chan struct{}),
+			wake: make(chan struct{}, 1), drain: make(chan struct{}), done: make(chan struct{}), told: map[string]bool{},
 		}
 		s.quit, s.stop = context.WithCancel(context.Background())
 		l.shippers = append(l.shippers, s)
@@ -214,12 +219,33 @@ type shipBatch struct {
 	events   []*Event
 }
 
+// first takes the first n messages off the batch.
+func (b *shipBatch) first(n int) shipBatch {
+	first := shipBatch{b.messages[:n], b.cursors[:n], b.events[:n]}
+	b.messages, b.cursors, b.events = b.messages[n:], b.cursors[n:], b.events[n:]
+	return first
+}
+
+func (b *shipBatch) add(more shipBatch) {
+	b.messages = append(b.messages, more.messages...)
+	b.cursors = append(b.cursors, more.cursors...)
+	b.events = append(b.events, more.events...)
+}
+
+// run sends events until the log is closed. What a far end refuses is sent in ever smaller parts, until it is one event
+// that is refused. Whether that is the event's fault, or the far end takes nothing as it is set up, shows by the events
+// that follow: once one of them is taken, those refused before are offered once more, and then given up. Until then
+// nothing is.
 func (s *shipper) run() {
 	defer close(s.done)
 	defer s.follow.close()
-	var b shipBatch
+	var b, refused shipBatch
 	limit := shipEvents
 	backoff := time.Duration(0)
+	longer := func() time.Duration {
+		backoff = min(max(2*backoff, 250*time.Millisecond), 30*time.Second)
+		return backoff + rand.N(backoff/4)
+	}
 	var saved, unsaved cursor
 	lastSave := time.Time{}
 	save := func() {
@@ -238,6 +264,16 @@ func (s *shipper) run() {
 		if len(b.messages) == 0 {
 			s.fill(&b, limit)
 		}
+		s.waiting(&refused, &b)
+		if len(refused.messages) >= refusals || len(b.messages) == 0 && len(refused.messages) > 0 {
+			save()
+			if !s.pause(longer()) {
+				return // the next process goes on from here
+			}
+			refused.add(b)
+			b, refused, limit = refused, shipBatch{}, shipEvents
+			continue
+		}
 		if len(b.messages) == 0 {
 			save()
 			select {
@@ -252,10 +288,21 @@ func (s *shipper) run() {
 		}
 		some := b.messages[:min(limit, len(b.messages))]
 		n, err := s.sink.Send(s.quit, some)
+		rejected, partly := err.(ship.Rejected)
+		if partly {
+			s.tell(rejected, n)
+			err = nil
+		}
 		if n > 0 {
-			unsaved = b.cursors[n-1]
-			b.messages, b.cursors, b.events = b.messages[n:], b.cursors[n:], b.events[n:]
-			s.progress(n, unsaved.Seq, &b, err)
+			last := b.first(n).cursors[n-1]
+			s.count(n-rejected.Messages, rejected.Messages)
+			if settleErr := s.settle(&refused); settleErr != nil {
+				err = settleErr // last is not where the far end is, as long as it may want what was before
+			} else {
+				unsaved = last
+				s.waiting(&b)
+				s.progress(unsaved.Seq, err)
+			}
 			if time.Since(lastSave) > 200*time.Millisecond {
 				save()
 			}
@@ -266,9 +313,9 @@ func (s *shipper) run() {
 			continue
 		}
 		s.failed(err)
-		if errors.Is(err, ship.ErrTooLarge) && n == 0 {
+		if n == 0 && (errors.Is(err, ship.ErrTooLarge) || errors.Is(err, ship.ErrRefused)) {
 			if limit = max(1, len(some)/2); len(some) == 1 && !s.shrink(&b) {
-				s.skip(&b)
+				refused.add(b.first(1))
 			}
 			continue
 		}
@@ -277,8 +324,10 @@ func (s *shipper) run() {
 			return // the process ends; the next one goes on from here
 		default:
 		}
-		backoff = min(max(2*backoff, 250*time.Millisecond), 30*time.Second)
-		wait := backoff + rand.N(backoff/4)
+		// Who is away may come back with other rules.
+		refused.add(b)
+		b, refused, limit = refused, shipBatch{}, shipEvents
+		wait := longer()
 		var later ship.RetryAfter
 		if errors.As(err, &later) {
 			wait = max(wait, later.After)
@@ -287,6 +336,30 @@ func (s *shipper) run() {
 		case <-time.After(wait):
 		case <-s.drain: // one last try
 		case <-s.quit.Done():
+			return
+		}
+	}
+}
+
+// pause waits; false = the log is closed.
+func (s *shipper) pause(wait time.Duration) bool {
+	select {
+	case <-time.After(wait):
+		return true
+	case <-s.drain:
+	case <-s.quit.Done():
+	}
+	return false
+}
+
+// waiting notes how old the oldest event is that the far end does not have.
+func (s *shipper) waiting(batches ...*shipBatch) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.head = time.Time{}
+	for _, b := range batches {
+		if len(b.events) > 0 {
+			s.head = b.events[0].Time
 			return
 		}
 	}
@@ -320,11 +393,6 @@ func (s *shipper) fill(b *shipBatch, limit int) {
 		b.events = append(b.events, ev)
 		size += len(m.Body)
 	}
-	s.mu.Lock()
-	if s.head = (time.Time{}); len(b.events) > 0 {
-		s.head = b.events[0].Time
-	}
-	s.mu.Unlock()
 }
 
 func (s *shipper) message(ev *Event, line []byte) (ship.Message, error) {
@@ -367,15 +435,57 @@ func (s *shipper) shrink(b *shipBatch) bool {
 	return true
 }
 
-// skip gives the first event of the batch up, aloud: the ones after it must not wait for ever.
-func (s *shipper) skip(b *shipBatch) {
-	s.logger.Error("audit: a far end will not take an event; the log has it", "ship", s.name, "id", b.events[0].ID, "seq", b.events[0].Seq)
-	seq := b.cursors[0].Seq
-	b.messages, b.cursors, b.events = b.messages[1:], b.cursors[1:], b.events[1:]
+// settle offers events that were refused once more, now that one after them was taken (the far end may have been mended
+// in between, and then has them late), and skips those that are refused again, aloud. An error means that the rest of
+// them are still to be sent.
+func (s *shipper) settle(refused *shipBatch) error {
+	for len(refused.messages) > 0 {
+		n, err := s.sink.Send(s.quit, refused.messages[:1])
+		rejected, partly := err.(ship.Rejected)
+		switch {
+		case n == 1:
+			if partly {
+				s.tell(rejected, n)
+			}
+			s.count(n-rejected.Messages, rejected.Messages)
+		case errors.Is(err, ship.ErrTooLarge) || errors.Is(err, ship.ErrRefused):
+			s.logger.Error("audit: a far end will not take an event; the log has it", "ship", s.name, "id", refused.cursors[0].ID, "seq", refused.cursors[0].Seq, "error", err)
+			s.count(0, 1)
+		default:
+			return err
+		}
+		refused.first(1)
+	}
+	return nil
+}
+
+func (s *shipper) count(shipped, skipped int) {
 	s.mu.Lock()
-	s.now.Skipped++
-	s.now.LastSeq = seq
+	defer s.mu.Unlock()
+	s.now.Shipped += uint64(shipped)
+	s.now.Skipped += uint64(skipped)
+}
+
+// tell says what a far end has to say of n events that it took, once for each thing it says, as far as these are few,
+// and once more whenever what it threw away has doubled.
+func (s *shipper) tell(r ship.Rejected, n int) {
+	s.mu.Lock()
+	so := s.now.Skipped
 	s.mu.Unlock()
+	why := r.Why[:min(len(r.Why), 300)]
+	told := s.told[why] || len(s.told) >= 10
+	if told && bits.Len64(so) == bits.Len64(so+uint64(r.Messages)) {
+		return
+	}
+	if !told {
+		s.told[why] = true
+	}
+	if r.Messages == 0 {
+		s.logger.Warn("audit: a far end has taken events, with a warning", "ship", s.name, "warning", why)
+		return
+	}
+	s.logger.Error("audit: a far end has rejected events, without saying which; it will not be sent them again, the log has them",
+		"ship", s.name, "rejected", r.Messages, "of", n, "why", why)
 }
 
 // lose counts what was removed from the log before it could be sent.
@@ -391,14 +501,11 @@ func (s *shipper) lose() {
 	s.mu.Unlock()
 }
 
-func (s *shipper) progress(n int, seq uint64, b *shipBatch, err error) {
+// progress notes that the far end is done with all up to line seq.
+func (s *shipper) progress(seq uint64, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.now.Shipped += uint64(n)
 	s.now.LastSeq = seq
-	if s.head = (time.Time{}); len(b.events) > 0 {
-		s.head = b.events[0].Time
-	}
 	if err == nil && s.now.Err != nil {
 		s.logger.Info("audit: events are sent again", "ship", s.name)
 		s.now.Err = nil

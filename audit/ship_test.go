@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -530,6 +531,154 @@ func TestTooLargeForTheFarEnd(t *testing.T) {
 	closeLog(t, log)
 	if len(got) != 201 || got[r.Event.ID] != 50 || stats.Skipped != 1 {
 		t.Errorf("%d events, %d accesses, %+v", len(got), got[r.Event.ID], stats)
+	}
+}
+
+// refusing is a webhook that answers 400 to what it is told to, and keeps the ids of the rest.
+type refusing struct {
+	*restartable
+	mu  sync.Mutex
+	bad func(line string) bool
+	ids []string
+}
+
+func startRefusing(t *testing.T, bad func(line string) bool) *refusing {
+	r := &refusing{bad: bad}
+	r.restartable = startHTTP(t, func(w http.ResponseWriter, q *http.Request) {
+		raw := string(readBody(t, q))
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for line := range strings.Lines(raw) {
+			if r.bad(line) {
+				w.WriteHeader(http.StatusBadRequest)
+				return
+			}
+		}
+		for line := range strings.Lines(raw) {
+			var ev audit.Event
+			json.Unmarshal([]byte(line), &ev)
+			r.ids = append(r.ids, ev.ID)
+		}
+	})
+	return r
+}
+
+func (r *refusing) only(bad func(line string) bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.bad = bad
+}
+
+func poison(t *testing.T, log *audit.Log) {
+	r := begin(t, log)
+	r.Event.Bucket = "poison"
+	r.Commit()
+}
+
+func isPoison(line string) bool { return strings.Contains(line, `"poison"`) }
+
+// TestRefusedEventsHoldNothingUp: they are given up, aloud, once it is seen that the far end takes others.
+func TestRefusedEventsHoldNothingUp(t *testing.T) {
+	far := startRefusing(t, isPoison)
+	log, path := open(t, audit.Config{Ship: []audit.Ship{{Webhook: &ship.Webhook{URL: "http://" + far.address}}}})
+	record(t, log, 37)
+	for range 20 {
+		poison(t, log)
+	}
+	record(t, log, 5)
+	poison(t, log)
+	record(t, log, 40)
+	poison(t, log) // with nothing after it to hold it against
+	eventually(t, "only the last is left", func() bool { s := log.Stats(); return s.Written == 104 && s.Ship[0].Lag == 1 })
+	if s := log.Stats().Ship[0]; s.Skipped != 21 || s.Err == nil || s.Behind == 0 {
+		t.Errorf("%+v", s)
+	}
+	record(t, log, 1)
+	eventually(t, "the far end has all it takes", shipped(log))
+	stats := log.Stats().Ship[0]
+	closeLog(t, log)
+	var want []string
+	for ev, err := range audit.Read(path) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ev.Bucket != "poison" {
+			want = append(want, ev.ID)
+		}
+	}
+	if !slices.Equal(far.ids, want) || len(want) != 83 || stats.Skipped != 22 || stats.Shipped != 83 || stats.Err != nil {
+		t.Errorf("the far end has %d events, want %d: %+v", len(far.ids), len(want), stats)
+	}
+}
+
+// TestAFarEndThatRefusesAllLosesNone: an answer of 400 to everything is about how it is set up. Nothing is given up.
+func TestAFarEndThatRefusesAllLosesNone(t *testing.T) {
+	for name, events := range map[string]int{"a few": 3, "more than are held against what follows": 700} {
+		t.Run(name, func(t *testing.T) {
+			far := startRefusing(t, func(string) bool { return true })
+			log, path := open(t, audit.Config{Ship: []audit.Ship{{Webhook: &ship.Webhook{URL: "http://" + far.address}}}})
+			record(t, log, events)
+			eventually(t, "it has refused", func() bool { return log.Stats().Ship[0].Failures > uint64(events)/5 })
+			if s := log.Stats().Ship[0]; s.Skipped != 0 || s.LastSeq != 0 || s.Err == nil || s.Behind == 0 {
+				t.Errorf("%+v", s)
+			}
+			far.down()
+			far.only(func(string) bool { return false })
+			far.up()
+			eventually(t, "it takes all", shipped(log))
+			stats := log.Stats().Ship[0]
+			closeLog(t, log)
+			_, order := loggedLines(t, path)
+			slices.Sort(far.ids) // mended while some were held against others, it has those late
+			slices.Sort(order)
+			if !slices.Equal(slices.Compact(far.ids), order) || len(order) != events || stats.Skipped != 0 {
+				t.Errorf("the far end has %d events of %d: %+v", len(far.ids), len(order), stats)
+			}
+		})
+	}
+}
+
+// TestPartialSuccessIsNotSentAgain: what a collector rejects so is gone, and counted; OTLP forbids to send it again.
+func TestPartialSuccessIsNotSentAgain(t *testing.T) {
+	var mu sync.Mutex
+	requests, records, rejected := 0, 0, 0
+	far := startHTTP(t, func(w http.ResponseWriter, q *http.Request) {
+		var request collector.ExportLogsServiceRequest
+		if err := proto.Unmarshal(readBody(t, q), &request); err != nil {
+			t.Error(err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		requests++
+		n := len(request.ResourceLogs[0].ScopeLogs[0].LogRecords)
+		records += n
+		partial := &collector.ExportLogsPartialSuccess{ErrorMessage: "slow down a little"} // a warning
+		if requests > 1 {
+			partial = &collector.ExportLogsPartialSuccess{RejectedLogRecords: 1, ErrorMessage: fmt.Sprint("too old: ", requests)}
+			rejected++
+		}
+		answer, _ := proto.Marshal(&collector.ExportLogsServiceResponse{PartialSuccess: partial})
+		w.Write(answer)
+	})
+	var told lockedBuffer
+	log, _ := open(t, audit.Config{
+		Logger: slog.New(slog.NewTextHandler(&told, nil)),
+		Ship:   []audit.Ship{{OTLP: &ship.OTLP{Endpoint: "http://" + far.address}}},
+	})
+	for range 40 {
+		record(t, log, 1)
+		eventually(t, "the far end has it", shipped(log))
+	}
+	stats := log.Stats().Ship[0]
+	closeLog(t, log)
+	mu.Lock()
+	defer mu.Unlock()
+	if records != 40 || rejected != 39 || stats.Shipped != 1 || stats.Skipped != 39 || stats.Failures != 0 || stats.Err != nil {
+		t.Errorf("%d records in %d requests, %d rejected: %+v", records, requests, rejected, stats)
+	}
+	text := told.String()
+	if n := strings.Count(text, "has rejected events"); n < 1 || n > 20 || !strings.Contains(text, "too old: 2") || strings.Count(text, "slow down") != 1 {
+		t.Errorf("told %d times:\n%s", n, text)
 	}
 }
 

@@ -111,7 +111,10 @@ func (p *poster) post(ctx context.Context, contentType string, body []byte, head
 		return answer, nil
 	case resp.StatusCode == http.StatusRequestEntityTooLarge:
 		return nil, ErrTooLarge
+	case resp.StatusCode == http.StatusBadRequest || resp.StatusCode == http.StatusUnprocessableEntity:
+		return nil, fmt.Errorf("answered %s: %w", resp.Status, ErrRefused)
 	}
+	// What else there is, 401 and 404 too, says nothing of the events: they wait until somebody has mended it.
 	err = fmt.Errorf("answered %s", resp.Status)
 	if seconds, parseErr := strconv.Atoi(resp.Header.Get("Retry-After")); parseErr == nil && seconds > 0 {
 		return nil, RetryAfter{err, min(time.Duration(seconds)*time.Second, 5*time.Minute)}

@@ -181,8 +181,11 @@ func (k *kafka) produce(ctx context.Context, messages []Message) (int, error) {
 	}
 	for i, r := range records {
 		err := failed[r]
-		if errors.Is(err, kerr.MessageTooLarge) {
+		switch {
+		case errors.Is(err, kerr.MessageTooLarge):
 			err = ErrTooLarge
+		case errors.Is(err, kerr.InvalidRecord) || errors.Is(err, kerr.InvalidTimestamp): // the topic's rules
+			err = fmt.Errorf("%w: %w", ErrRefused, err)
 		}
 		if err != nil {
 			return i, err

@@ -92,9 +92,12 @@ func (o *otlp) Send(ctx context.Context, messages []Message) (int, error) {
 		return 0, err
 	}
 	var result collector.ExportLogsServiceResponse
-	if err := proto.Unmarshal(answer, &result); err == nil && result.GetPartialSuccess().GetRejectedLogRecords() > 0 {
-		// It does not say which; all of them again is at least once.
-		return 0, fmt.Errorf("the collector rejected %d of %d log records: %s", result.GetPartialSuccess().GetRejectedLogRecords(), len(messages), result.GetPartialSuccess().GetErrorMessage())
+	if err := proto.Unmarshal(answer, &result); err == nil {
+		// The specification (OTLP/HTTP, Partial Success): such a request must not be sent again.
+		partial := result.GetPartialSuccess()
+		if n := partial.GetRejectedLogRecords(); n > 0 || partial.GetErrorMessage() != "" {
+			return len(messages), Rejected{int(min(max(n, 0), int64(len(messages)))), partial.GetErrorMessage()}
+		}
 	}
 	return len(messages), nil
 }

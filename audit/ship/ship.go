@@ -28,14 +28,29 @@ type Message struct {
 
 // Sink is a far end.
 type Sink interface {
-	// Send delivers messages in their order, and returns how many of them, from the first on, the far end has for
-	// good. Those that follow must be sent again; the far end may have had some of them.
+	// Send delivers messages in their order, and returns how many of them, from the first on, the far end is done with
+	// for good. Those that follow must be sent again; the far end may have had some of them.
 	Send(ctx context.Context, messages []Message) (int, error)
 	Close() error
 }
 
 // ErrTooLarge is Send's where the far end does not take so much at once: send less.
 var ErrTooLarge = errors.New("the far end does not take so much at once")
+
+// ErrRefused is Send's where the far end says that the same messages will never do. One of them may be to blame, or it
+// takes none at all as things are: only what becomes of others can tell.
+var ErrRefused = errors.New("the far end refuses what is in it")
+
+// Rejected is Send's error, beside the number of all messages, where the far end has kept some of them out and does
+// not say which: sending them again would repeat the others.
+type Rejected struct {
+	Messages int    // 0 = it has all of them, and something to say
+	Why      string // in the far end's words
+}
+
+func (r Rejected) Error() string {
+	return fmt.Sprintf("the far end rejected %d events: %s", r.Messages, r.Why)
+}
 
 // Formats of Message.Body.
 const (

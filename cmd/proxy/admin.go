@@ -101,6 +101,14 @@ func (s *server) ready(w http.ResponseWriter, r *http.Request) {
 		// Told to serve what cannot be recorded, the proxy is ready all the same.
 		body["audit"] = component{OK: parts.config.Audit.OnFailure == "continue", Error: err.Error()}
 	}
+	for _, far := range s.keep.audit.Stats().Ship {
+		// Nothing is lost while it waits in the log: no reason to turn requests away.
+		c := component{OK: true}
+		if far.Err != nil {
+			c.Error = far.Err.Error()
+		}
+		body["audit.ship "+far.Name] = c
+	}
 	if s.draining.Load() {
 		body["listener"] = component{Error: "draining"}
 	}

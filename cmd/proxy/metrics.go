@@ -94,7 +94,7 @@ func (t *telemetry) observe(s *server) error {
 		shipBehind   = g.gauge("sluice.audit.ship.behind", "s", "How old the oldest of them is.")
 		shipEvents   = g.counter("sluice.audit.ship.events", "{event}", "Events that a far end has taken.")
 		shipFailures = g.counter("sluice.audit.ship.failures", "{failure}", "Times that a far end would not take events.")
-		shipLost     = g.counter("sluice.audit.ship.lost", "{event}", "Events gone from the log before a far end had them, and those that it will never take.")
+		shipLost     = g.counter("sluice.audit.ship.lost", "{event}", "Events gone from the log before a far end had them, and those that it refused or rejected for good.")
 
 		certificate = g.gauge("sluice.tls.certificate.remaining", "s", "Time until the listener's certificate expires.")
 	)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -206,7 +207,11 @@ func TestReloadKeepsLimits(t *testing.T) {
 func TestAdmin(t *testing.T) {
 	token := filepath.Join(t.TempDir(), "token")
 	write(t, token, "let-me-in\n")
-	r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{"admin.token_file": token}})
+	refusing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadRequest) }))
+	defer refusing.Close()
+	r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{
+		"admin.token_file": token, "audit.ship": []any{map[string]any{"webhook": map[string]any{"url": refusing.URL}}},
+	}})
 	ask := func(method, path, body, token string) (int, string) {
 		request, err := http.NewRequest(method, r.proxy.AdminURL+path, strings.NewReader(body))
 		if err != nil {
@@ -231,6 +236,17 @@ func TestAdmin(t *testing.T) {
 		if status, text := ask("GET", path, "", ""); status != 200 || !strings.Contains(text, want) {
 			t.Errorf("%s: %d %s", path, status, text)
 		}
+	}
+	// A far end that takes no events is told, and is no reason to serve nobody.
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		status, text := ask("GET", "/readyz", "", "")
+		if status == 200 && strings.Contains(text, `"audit.ship webhook":{"ok":true,"error":"answered 400`) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("/readyz: %d %s", status, text)
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 	for _, bad := range []string{"", "wrong", "let-me-i"} {
 		if status, _ := ask("POST", "/revocations", `{"session": "env-1"}`, bad); status != 401 {
