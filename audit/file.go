@@ -57,7 +57,14 @@ func openFile(c *File, logger *slog.Logger, now func() time.Time, retired func(*
 		// The newest file with a line in it that can be read.
 		for i := len(files) - 1; i >= 0 && end.seq == 0; i-- {
 			if end, err = endOf(files[i].path); err != nil {
-				return nil, end, fmt.Errorf("read the end of the audit log %s: %w", files[i].path, err)
+				// Where its last line is not known from elsewhere, lines of it that cannot be read are numbered again.
+				for _, w := range append(placesOf(l.path), lastCheckpoint(l.path)) {
+					if w.seq > end.seq {
+						end = w.chainEnd
+					}
+				}
+				logger.Error("audit: the newest file cannot be read to its end: the chain goes on from the last line known, and `audit verify` will name the place",
+					"file", files[i].path, "error", err, "last_seq", end.seq)
 			}
 		}
 	}

@@ -3,6 +3,7 @@ package audit
 import (
 	"bytes"
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -219,6 +220,17 @@ func (l *lineReader) fill() {
 	l.err = err
 }
 
+// readFull fills p as far as r goes. io.EOF = r has ended as it should: io.ReadFull would say io.ErrUnexpectedEOF of that
+// and of compressed bytes that were cut alike.
+func readFull(r io.Reader, p []byte) (n int, err error) {
+	for n < len(p) && err == nil {
+		var m int
+		m, err = r.Read(p[n:])
+		n += m
+	}
+	return n, err
+}
+
 // lineSeq reads the number of a line and the hash it carries, without looking at what is between.
 func lineSeq(line []byte) (seq uint64, prev []byte, ok bool) {
 	rest, ok := bytes.CutPrefix(line, []byte(lineStart))
@@ -299,7 +311,7 @@ func lineBefore(f io.ReaderAt, end int64) (line []byte, start int64, terminated 
 	return line, start, terminated, nil
 }
 
-// endOf is readEnd for any file of the log, compressed ones included.
+// endOf is readEnd for any file of the log, compressed ones included. Beside an error it is the end of what could be read.
 func endOf(path string) (end chainEnd, err error) {
 	r, err := openLog(path)
 	if err != nil {
@@ -317,12 +329,9 @@ func endOf(path string) (end chainEnd, err error) {
 	var last []byte
 	lines := newLineReader(r)
 	for {
-		line, err := lines.next()
-		if err == io.EOF || err == errUnfinished {
+		var line []byte
+		if line, err = lines.next(); err != nil {
 			break
-		}
-		if err != nil {
-			return end, fmt.Errorf("read %s: %w", path, err)
 		}
 		if _, _, ok := lineSeq(line); ok {
 			last = append(last[:0], line...)
@@ -331,7 +340,33 @@ func endOf(path string) (end chainEnd, err error) {
 	if seq, _, ok := lineSeq(last); ok {
 		end = chainEnd{seq, lineHash(last)}
 	}
-	return end, nil
+	if err == io.EOF || err == errUnfinished {
+		return end, nil
+	}
+	return end, fmt.Errorf("read %s: %w", path, err)
+}
+
+// witness is what a file beside the log says of it: that line was there.
+type witness struct {
+	chainEnd
+	by string
+}
+
+// placesOf are the lines that far ends were sent last. It must be asked before the log is read, which only grows.
+func placesOf(log string) (places []witness) {
+	names, _ := os.ReadDir(filepath.Dir(log))
+	for _, name := range names {
+		farEnd, ok := strings.CutPrefix(name.Name(), filepath.Base(log)+shipSuffix)
+		if !ok || strings.HasSuffix(farEnd, ".tmp") {
+			continue
+		}
+		var c cursor
+		raw, err := os.ReadFile(filepath.Join(filepath.Dir(log), name.Name()))
+		if err == nil && json.Unmarshal(raw, &c) == nil && c.Seq != 0 && len(c.Hash) == len(noPrev) {
+			places = append(places, witness{chainEnd{c.Seq, c.Hash}, farEnd})
+		}
+	}
+	return places
 }
 
 // syncDir makes renames in dir last.

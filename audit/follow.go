@@ -15,10 +15,11 @@ type follower struct {
 	lost uint64 // lines that were wanted and are nowhere, since the last look
 
 	r       io.ReadCloser // nil = a file is to be found
+	name    string        // its
 	lines   *lineReader
 	live    os.FileInfo // r is what is written; nil = it was rotated away, and ends
 	last    bool        // r was rotated away while it was read: its end is the end
-	first   uint64      // number of r's first line
+	first   uint64      // number of r's first line, by its name until it is read; 0 = not known
 	done    uint64      // first of the file that was read to its end
 	offered int64       // bytes of r read, where it is live
 }
@@ -53,7 +54,7 @@ func (f *follower) read() (line []byte, seq uint64, err error) {
 			return line, seq, nil
 		case err != io.EOF && err != errUnfinished:
 			// The rest of the file is lost; go on with the next one.
-			path := f.path
+			path := f.name
 			f.finish()
 			return nil, 0, fmt.Errorf("read the audit log %s: %w", path, err)
 		case f.live == nil || f.last:
@@ -115,7 +116,7 @@ func (f *follower) find() error {
 		}
 		return io.EOF
 	}
-	if f.first, f.last, f.offered = 0, false, 0; current != nil && at == len(files)-1 {
+	if f.first, f.last, f.offered = files[at].firstSeq, false, 0; current != nil && at == len(files)-1 {
 		if f.live, err = current.Stat(); err != nil {
 			current.Close()
 			return err
@@ -131,7 +132,7 @@ func (f *follower) find() error {
 		}
 		f.live = nil
 	}
-	f.lines = newLineReader(f.r)
+	f.name, f.lines = files[at].path, newLineReader(f.r)
 	return nil
 }
 

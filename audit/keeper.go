@@ -206,13 +206,13 @@ func (k *keeper) compressFile(f logFile) (err error) {
 func sameContent(a, b io.Reader) error {
 	var pieceA, pieceB [64 << 10]byte
 	for {
-		n, errA := io.ReadFull(a, pieceA[:])
-		m, errB := io.ReadFull(b, pieceB[:])
+		n, errA := readFull(a, pieceA[:])
+		m, errB := readFull(b, pieceB[:])
 		if !bytes.Equal(pieceA[:n], pieceB[:m]) {
 			return errors.New("it is not what it was")
 		}
 		for _, err := range []error{errA, errB} {
-			if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+			if err != nil && err != io.EOF {
 				return err
 			}
 		}

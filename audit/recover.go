@@ -55,6 +55,9 @@ func (l *Log) recover(ctx context.Context, left []entry, durable bool) error {
 // linesOf tells which of the entries have their line in the log. Such a line is among the last that the dead process
 // wrote, of which no more than its slots had not been released; and it was written after its request began, by which
 // files are told where releasing failed for long. Not by that alone: clocks are set back.
+//
+// A file that cannot be read keeps no proxy from starting, unless an entry's line may be in it: to write the event would
+// then repeat it, and not to write it would lose it.
 func (l *Log) linesOf(ctx context.Context, left []entry) (map[string]bool, error) {
 	wanted := make(map[string]bool, len(left))
 	for _, e := range left {
@@ -66,17 +69,38 @@ func (l *Log) linesOf(ctx context.Context, left []entry) (map[string]bool, error
 	if err != nil {
 		return nil, err
 	}
-	files = append(files, logFile{path: l.file.path})
+	files = append(files, logFile{path: l.file.path, modified: time.Now()})
+	type unreadable struct {
+		logFile
+		why error
+	}
+	var broken []unreadable
 	lines := 0
 	for i, f := range slices.Backward(files) {
 		if i < len(files)-1 && lines > l.journal.slots && f.modified.Before(oldest) {
 			continue
 		}
 		n, err := scanIDs(ctx, f.path, wanted)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
 		if err != nil {
-			return nil, fmt.Errorf("read %s: %w", f.path, err)
+			l.config.Logger.Error("audit: a file of the log cannot be read to its end: `audit verify` will name the place", "file", f.path, "error", err)
+			broken = append(broken, unreadable{f, err})
 		}
 		lines += n
+	}
+	for _, f := range broken {
+		maybe := 0
+		for id, written := range wanted {
+			// A file's time may be some ticks behind that of its last line.
+			if began, _ := idTime(id); !written && !began.After(f.modified.Add(time.Second)) {
+				maybe++
+			}
+		}
+		if maybe > 0 {
+			return nil, fmt.Errorf("%s cannot be read (%w), and may hold %d of them: put a good copy in its place; or keep it elsewhere, and they are written, perhaps a second time", f.path, f.why, maybe)
+		}
 	}
 	return wanted, nil
 }

@@ -180,8 +180,9 @@ func (s *shipper) resume(log string) (*follower, error) {
 	case err == nil && seq == c.Seq && lineHash(line) == c.Hash:
 		s.now.LastSeq = c.Seq
 		return f, nil
-	case err == nil && seq > c.Seq:
-		// The line itself was removed for its age; so were those between, which counts them as lost.
+	case err == nil && seq > c.Seq, err != nil && err != io.EOF:
+		// The line itself was removed for its age; so were those between, which counts them as lost. Or it is where
+		// nothing can be read any more.
 		f.close()
 		f = &follower{path: log, next: c.Seq + 1}
 		s.now.LastSeq = c.Seq

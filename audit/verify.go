@@ -319,10 +319,7 @@ func readSegments(ctx context.Context, r io.Reader, work, order chan<- *segment)
 				break
 			}
 			var n int
-			n, err = io.ReadFull(r, buf[len(buf):cap(buf)])
-			if err == io.ErrUnexpectedEOF {
-				err = io.EOF
-			}
+			n, err = readFull(r, buf[len(buf):cap(buf)])
 			buf = buf[:len(buf)+n]
 			end = bytes.LastIndexByte(buf, '\n') + 1
 		}
