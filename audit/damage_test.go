@@ -1,7 +1,9 @@
 package audit_test
 
 import (
+	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -184,5 +186,90 @@ func TestVerifyTellsACutFile(t *testing.T) {
 	_, file := damaged(t, c, false)
 	if got := problems(verify(t, audit.VerifyOptions{}, file)); !strings.HasPrefix(got, filepath.Base(file)+":") {
 		t.Errorf("verify of %s alone says %q", file, got)
+	}
+}
+
+// TestQueryAnswersWhatCanBeRead, and says what could not.
+func TestQueryAnswersWhatCanBeRead(t *testing.T) {
+	c := audit.Config{InFlight: 512, File: &audit.File{Path: filepath.Join(t.TempDir(), "audit.jsonl"), MaxSize: 32 << 10, Keep: 100}}
+	path, file := damaged(t, c, true)
+	want := len(ids(path))
+	for name, o := range map[string]audit.QueryOptions{"list": {Format: "json"}, "groups": {Format: "csv", GroupBy: []string{"day"}}} {
+		var out bytes.Buffer
+		err := audit.Query(t.Context(), []string{path}, &out, o)
+		if err == nil || !strings.Contains(err.Error(), file) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if got := strings.Count(out.String(), "\n"); name == "list" && got != want || name == "groups" && !strings.Contains(out.String(), fmt.Sprintf(",%d,", want)) {
+			t.Errorf("%s: want %d events:\n%.500s", name, want, &out)
+		}
+	}
+	var out bytes.Buffer
+	if err := audit.Tail(t.Context(), path, &out, audit.TailOptions{Last: 390}); err != nil || !strings.Contains(out.String(), "events are missing here") || strings.Count(out.String(), "GetObject") != want {
+		t.Errorf("tail: %v, %d lines", err, strings.Count(out.String(), "\n"))
+	}
+}
+
+// TestVerifyAsksWhoElseKnows: without checkpoints, too, there is more beside a log than its chain.
+func TestVerifyAsksWhoElseKnows(t *testing.T) {
+	empty := func(raw []byte) []byte { return nil }
+	cut := func(raw []byte) []byte { return raw[:bytes.LastIndexByte(raw[:len(raw)-1], '\n')+1] }
+	rewrite := func(raw []byte) []byte {
+		return []byte(rechain(slices.Collect(strings.Lines(strings.Replace(string(raw), `"key-3"`, `"key-X"`, 1)))))
+	}
+	for name, c := range map[string]struct {
+		ship, running bool
+		change        func(raw []byte) []byte
+		want          string
+		says          string
+	}{
+		"a far end, of a log that was emptied":    {ship: true, change: empty, want: "audit.jsonl:0 seq 1 truncated", says: `far end "webhook" was sent up to line 10`},
+		"a far end, of a log that was cut":        {ship: true, change: cut, want: "audit.jsonl:0 seq 10 truncated", says: `far end "webhook" was sent up to line 10`},
+		"a far end, of a log that was rewritten":  {ship: true, change: rewrite, want: "audit.jsonl:0 seq 10 changed", says: `far end "webhook" was sent`},
+		"the journal, of a log that was emptied":  {running: true, change: empty, want: "audit.jsonl:0 seq 1 truncated", says: "its journal"},
+		"nobody, of a log that was emptied":       {change: empty, says: "a log that was emptied looks the same as one that was never written"},
+		"nobody, of a log that was cut":           {change: cut, says: ": ok: 9 lines"},
+		"a far end, of a log that is as it was":   {ship: true, change: bytes.Clone, says: ": ok: 10 lines"},
+		"the journal, of a log that is as it was": {running: true, change: bytes.Clone, says: ": ok: 10 lines"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			config := audit.Config{InFlight: 8}
+			if c.ship {
+				config.Ship = []audit.Ship{httpServer(t).config}
+			}
+			log, path := open(t, config)
+			for i := range 10 {
+				r := begin(t, log)
+				r.Event.Key = fmt.Sprintf("key-%d", i)
+				if err := r.Journal(); err != nil {
+					t.Fatal(err)
+				}
+				r.Commit()
+			}
+			eventually(t, "all is written, and sent", func() bool {
+				s := log.Stats()
+				return s.Written == 10 && (len(s.Ship) == 0 || s.Ship[0].Lag == 0)
+			})
+			if c.running {
+				// As a process leaves it that is at work: with its journal.
+				journal, err := os.ReadFile(path + ".journal")
+				if err != nil {
+					t.Fatal(err)
+				}
+				closeLog(t, log)
+				if err := os.WriteFile(path+".journal", journal, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				closeLog(t, log)
+			}
+			edit(t, path, c.change)
+			r := verify(t, audit.VerifyOptions{}, path)
+			var out bytes.Buffer
+			r.Print(&out)
+			if got := problems(r); got != c.want || !strings.Contains(out.String(), c.says) {
+				t.Errorf("%q, want %q\n%s", got, c.want, &out)
+			}
+		})
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -138,6 +139,34 @@ func (j *journal) read() ([]entry, error) {
 		}
 	}
 	return entries, nil
+}
+
+// recordedBeside is how many of a journal's slots have had an event whose line is in the log, since the journal was made:
+// 0 = none, or there is no journal. It may be another process's, which is at work.
+func recordedBeside(path string) (n int) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	var head [12]byte
+	if _, err := io.ReadFull(f, head[:]); err != nil || string(head[:8]) != journalMagic {
+		return 0
+	}
+	slots := binary.LittleEndian.Uint32(head[8:])
+	if slots > 1<<24 {
+		return 0
+	}
+	releases := make([]byte, slots*8)
+	if _, err := io.ReadFull(io.NewSectionReader(f, pageSize, int64(len(releases))), releases); err != nil {
+		return 0
+	}
+	for generation := range slices.Chunk(releases, 8) {
+		if binary.LittleEndian.Uint64(generation) != 0 {
+			n++
+		}
+	}
+	return n
 }
 
 func (j *journal) decode(area []byte) (e entry, generation uint64, ok bool) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/csv"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -128,19 +129,29 @@ func Query(ctx context.Context, paths []string, w io.Writer, o QueryOptions) err
 		})
 		rows.flush()
 	}
-	if err != nil {
+	if _, some := err.(unreadError); err != nil && !some {
 		return err
 	}
-	return out.Flush()
+	return errors.Join(out.Flush(), err)
 }
+
+// unreadError tells of files that could not be read, or not to their end: the answer is of the others.
+type unreadError struct{ error }
+
+func (e unreadError) Unwrap() error { return e.error }
 
 // each calls yield for the events that the filter chooses, until it returns false.
 func (o *QueryOptions) each(ctx context.Context, paths []string, yield func(line []byte, ev *Event) bool) error {
 	pre := o.Filter.prefilter()
 	n := 0
+	var unread []error
 	for line, err := range readLines(paths, o.Filter.Since) {
 		if err != nil {
-			return err
+			if line.file == "" {
+				return err
+			}
+			unread = append(unread, err)
+			continue
 		}
 		if n++; n%4096 == 0 && ctx.Err() != nil {
 			return ctx.Err()
@@ -156,8 +167,11 @@ func (o *QueryOptions) each(ctx context.Context, paths []string, yield func(line
 			return fmt.Errorf("%s:%d: not an audit event: its schema is %q and not %q", line.file, line.number, ev.Schema, Schema)
 		}
 		if o.Filter.match(&ev) && !yield(line.text, &ev) {
-			return nil
+			break
 		}
+	}
+	if unread != nil {
+		return unreadError{errors.Join(unread...)}
 	}
 	return nil
 }
@@ -185,7 +199,7 @@ func queryGroups(ctx context.Context, paths []string, out *bufio.Writer, o *Quer
 		g.bytes += ev.BytesIn + ev.BytesOut
 		return true
 	})
-	if err != nil {
+	if _, some := err.(unreadError); err != nil && !some {
 		return err
 	}
 	var sorted []*group
@@ -210,7 +224,7 @@ func queryGroups(ctx context.Context, paths []string, out *bufio.Writer, o *Quer
 				return err
 			}
 		}
-		return nil
+		return err
 	}
 	rows := o.rows(out)
 	rows.write(append(slices.Clone(o.GroupBy), "events", "bytes"))
@@ -218,7 +232,7 @@ func queryGroups(ctx context.Context, paths []string, out *bufio.Writer, o *Quer
 		rows.write(append(g.key, strconv.FormatUint(g.events, 10), strconv.FormatInt(g.bytes, 10)))
 	}
 	rows.flush()
-	return nil
+	return err
 }
 
 // rows writes a table or CSV. Its errors come up when out is flushed.

@@ -69,7 +69,7 @@ func readLines(paths []string, since time.Time) iter.Seq2[textLine, error] {
 func readFile(path string, yield func(textLine, error) bool) (goOn bool) {
 	r, err := openLog(path)
 	if err != nil {
-		return yield(textLine{}, err)
+		return yield(textLine{file: path}, err)
 	}
 	defer r.Close()
 	lines := newLineReader(r)
@@ -79,7 +79,7 @@ func readFile(path string, yield func(textLine, error) bool) (goOn bool) {
 			return true
 		}
 		if err != nil {
-			return yield(textLine{}, fmt.Errorf("%s:%d: %w", path, n, err))
+			return yield(textLine{file: path, number: n}, fmt.Errorf("%s:%d: %w", path, n, err))
 		}
 		if !yield(textLine{path, n, text}, nil) {
 			return false

@@ -83,10 +83,9 @@ func tailLast(path string, w io.Writer, o *TailOptions) (next uint64, err error)
 	files := logs[0].files
 	for i := len(files) - 1; i >= 0 && (count < o.Last || next == 0); i-- {
 		var last []*Event
-		var lastErr error
 		readFile(files[i].path, func(line textLine, err error) bool {
 			if err != nil {
-				lastErr = err
+				fmt.Fprintf(w, "-- events are missing here: %s --\n", printable(err.Error()))
 				return false
 			}
 			if seq, _, ok := lineSeq(line.text); ok {
@@ -101,9 +100,6 @@ func tailLast(path string, w io.Writer, o *TailOptions) (next uint64, err error)
 			}
 			return true
 		})
-		if lastErr != nil {
-			return 0, lastErr
-		}
 		last = last[max(0, len(last)-(o.Last-count)):]
 		count += len(last)
 		shown = append(shown, last)

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"encoding/base64"
@@ -51,7 +52,12 @@ func (r *Report) Print(w io.Writer) {
 		for _, note := range log.Notes {
 			fmt.Fprintln(w, printable(fmt.Sprintf("%s: note: %s", log.Path, note)))
 		}
-		if len(log.Problems) == 0 {
+		switch {
+		case len(log.Problems) > 0:
+		case log.Lines == 0:
+			fmt.Fprintln(w, printable(fmt.Sprintf("%s: no lines: nothing is wrong that could be seen, but a log that was emptied looks the same as one that was never written "+
+				"(--min-seq with what you noted last time tells them apart, and so do checkpoints)", log.Path)))
+		default:
 			fmt.Fprintln(w, printable(fmt.Sprintf("%s: ok: %d lines in %d files, %d to %d, %d checkpoints, last hash %s",
 				log.Path, log.Lines, log.Files, log.First, log.Last, log.Checkpoints, log.LastHash)))
 		}
@@ -171,11 +177,20 @@ func firstPrev(path string) (string, bool) {
 
 func verifyLog(ctx context.Context, log *foundLog, o VerifyOptions) (*LogReport, error) {
 	lr := &LogReport{Path: log.path, Files: len(log.files)}
+	recorded := 0
+	var places []witness
+	if n := len(log.files); n == 0 || !log.files[n-1].rotated { // to its end; before it is read, as it may grow
+		recorded, places = recordedBeside(log.path+journalSuffix), placesOf(log.path)
+	}
 	marks, err := readCheckpoints(log.checkpoints, o.PublicKey, lr)
 	if err != nil {
 		return nil, err
 	}
-	v := &verification{ctx: ctx, report: lr, marks: marks}
+	for _, p := range places {
+		marks = append(marks, checkpointAt{Checkpoint: Checkpoint{Seq: p.seq, Hash: p.hash}, farEnd: p.by})
+	}
+	slices.SortStableFunc(marks, func(a, b checkpointAt) int { return cmp.Compare(a.Seq, b.Seq) })
+	v := &verification{ctx: ctx, report: lr, marks: marks, recorded: recorded}
 	for i, f := range log.files {
 		at := v.state
 		ok, err := v.file(f.path, i == len(log.files)-1)
@@ -202,11 +217,12 @@ type chainState struct {
 }
 
 type verification struct {
-	ctx    context.Context
-	report *LogReport
-	marks  []checkpointAt // by Seq
-	state  chainState
-	bad    *checkpointAt // the first checkpoint that the log does not hold to
+	ctx      context.Context
+	report   *LogReport
+	marks    []checkpointAt // by Seq
+	recorded int            // events that the journal beside the log knows to be in it, at least
+	state    chainState
+	bad      *checkpointAt // the first of marks that the log does not hold to
 }
 
 // segment is a run of whole lines, checked by itself.
@@ -387,6 +403,9 @@ func (v *verification) conclude(log *foundLog, o VerifyOptions) {
 	switch {
 	case o.FromStart && lr.First > 1:
 		problem(Problem{File: log.path, Seq: 1, What: Removed, Text: fmt.Sprintf("lines 1 to %d are not here", lr.First-1)})
+	case lr.First > 1 && len(log.files) == 1 && !log.files[0].rotated:
+		// The newest rotated file is never removed for its age.
+		lr.Notes = append(lr.Notes, fmt.Sprintf("begins at line %d, and no file before it is here: those were moved to an archive, or somebody removed them or the beginning of this one", lr.First))
 	case lr.First > 1:
 		lr.Notes = append(lr.Notes, fmt.Sprintf("begins at line %d: the files before were removed for their age, or are not named", lr.First))
 	}
@@ -398,13 +417,15 @@ func (v *verification) conclude(log *foundLog, o VerifyOptions) {
 			}
 		}
 		problem(Problem{File: log.path, Seq: v.bad.Seq, What: Changed,
-			Text: fmt.Sprintf("the chain is whole but is not the one that was signed: lines were rewritten between %d and %d (checkpoint %d, %s:%d)", max(from, lr.First), v.bad.Seq, v.bad.N, log.checkpoints, v.bad.line)})
+			Text: fmt.Sprintf("the chain is whole but is not the one that %s: lines were rewritten between %d and %d", v.bad.saw(log.checkpoints), max(from, lr.First), v.bad.Seq)})
 	}
 	for _, m := range v.marks {
 		switch {
 		case m.Seq > last:
+			newest := v.marks[len(v.marks)-1]
 			problem(Problem{File: log.path, Seq: last + 1, What: Truncated,
-				Text: fmt.Sprintf("ends at line %d, but line %d was there at %s: the end was removed (checkpoint %d)", last, v.marks[len(v.marks)-1].Seq, m.Time.Format(time.RFC3339), m.N)})
+				Text: fmt.Sprintf("ends at line %d, but is not the log that %s up to line %d: the end was removed", last, newest.saw(log.checkpoints), newest.Seq)})
+		case m.farEnd != "":
 		case m.Seq >= lr.First && v.bad == nil:
 			lr.Checkpoints++
 			lr.Signed = m.Seq
@@ -412,6 +433,9 @@ func (v *verification) conclude(log *foundLog, o VerifyOptions) {
 		if m.Seq > last {
 			break
 		}
+	}
+	if v.recorded > 0 && lr.Lines == 0 && len(lr.Problems) == 0 {
+		problem(Problem{File: log.path, Seq: 1, What: Truncated, Text: "has no line, but its journal has had events written: they were removed, or moved away"})
 	}
 	if o.MinSeq > last {
 		problem(Problem{File: log.path, Seq: last + 1, What: Truncated, Text: fmt.Sprintf("ends at line %d, but line %d must be there: the end was removed", last, o.MinSeq)})
@@ -431,7 +455,7 @@ func (v *verification) conclude(log *foundLog, o VerifyOptions) {
 			}
 		}
 	}
-	if o.PublicKey == nil && len(v.marks) > 0 {
+	if o.PublicKey == nil && log.checkpoints != "" {
 		lr.Notes = append(lr.Notes, "the checkpoints' signatures were not checked: no public key was given")
 	}
 }
@@ -473,10 +497,19 @@ func unsignedSpan(files []logFile, first uint64) time.Duration {
 	return to.Sub(from)
 }
 
-// checkpointAt is a Checkpoint and where it is.
+// checkpointAt is a Checkpoint and where it is; or what a far end's place, which nobody signs, tells alike.
 type checkpointAt struct {
 	Checkpoint
-	line int
+	line   int
+	farEnd string // "" = a checkpoint
+}
+
+// saw says who knows the log otherwise.
+func (m *checkpointAt) saw(checkpoints string) string {
+	if m.farEnd != "" {
+		return fmt.Sprintf("far end %q was sent", m.farEnd)
+	}
+	return fmt.Sprintf("was signed at %s (checkpoint %d, %s:%d)", m.Time.Format(time.RFC3339), m.N, checkpoints, m.line)
 }
 
 // readCheckpoints reads the checkpoints of a log, and reports what is wrong with them.
