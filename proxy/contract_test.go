@@ -340,6 +340,25 @@ func TestT07BackendsComplaintsAboutTheProxyStay(t *testing.T) {
 			w.WriteHeader(400)
 			io.WriteString(w, canary)
 		},
+		"long": func(w http.ResponseWriter, _, signature string) {
+			canary = signature
+			w.WriteHeader(403)
+			io.WriteString(w, "<Error><Code>AccessDenied</Code><Message>"+strings.Repeat("no. ", 64<<10)+"</Message><Provided>"+signature+"</Provided></Error>")
+		},
+		"in pieces": func(w http.ResponseWriter, _, signature string) { // as they come, with whatever is read first
+			canary = signature
+			w.WriteHeader(403)
+			io.WriteString(w, strings.Repeat("x", 64<<10-10))
+			for _, b := range []byte(signature) {
+				w.Write([]byte{b})
+				w.(http.Flusher).Flush()
+			}
+		},
+		"other header": func(w http.ResponseWriter, authorization, _ string) {
+			canary = authorization
+			w.Header().Set("X-Amz-Debug", "signed as "+authorization)
+			w.WriteHeader(200)
+		},
 		"header": func(w http.ResponseWriter, authorization, _ string) {
 			canary = authorization
 			w.Header().Set("Authorization", authorization)
@@ -353,16 +372,88 @@ func TestT07BackendsComplaintsAboutTheProxyStay(t *testing.T) {
 			_, signature, _ := strings.Cut(authorization, "Signature=")
 			echo(w, authorization, signature)
 		})
-		response, body := r.do(r.request("GET", "/artifacts/web/k", nil))
-		if canary == "" || strings.Contains(body, canary) || strings.Contains(fmt.Sprint(response.Header), canary) || response.StatusCode != 200 && response.StatusCode < 500 {
-			t.Errorf("%s: %s %v %s", name, response.Status, response.Header, body)
+		response, err := noRedirects.Do(r.request("GET", "/artifacts/web/k", nil))
+		must(t, err)
+		body, err := io.ReadAll(response.Body) // breaks off where it had begun
+		response.Body.Close()
+		if canary == "" || strings.Contains(string(body), canary) || strings.Contains(fmt.Sprint(response.Header), canary) || response.StatusCode != 200 && response.StatusCode < 500 && err == nil {
+			t.Errorf("%s: %s %v %d bytes, %v", name, response.Status, response.Header, len(body), err)
 		}
-		r.event()
+		if e := r.event(); (e.Outcome == audit.Failed) != (response.StatusCode != 200) {
+			t.Errorf("%s: %+v", name, e)
+		}
 	}
 	// What is about the request goes through.
 	r.backend.Answer(403, nil, `<Error><Code>AccessDenied</Code><Message>by the bucket's policy</Message></Error>`)
 	if response, body := r.do(r.request("GET", "/artifacts/web/k", nil)); response.StatusCode != 403 || !strings.Contains(body, "by the bucket's policy") {
 		t.Errorf("%s %s", response.Status, body)
+	}
+	r.event()
+}
+
+// What S3 has begun to answer with 200 may end in an error all the same: that too is looked through as it passes, and
+// recorded. White space passes at once, as clients wait for it.
+func TestT07ErrorsWithin200(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	copying := func() *http.Request {
+		request := r.request("PUT", "/artifacts/web/to", nil)
+		request.Header.Set("X-Amz-Copy-Source", "/artifacts/web/from")
+		return request
+	}
+	seen := make(chan struct{})
+	signature := ""
+	r.backend.Handle(func(w http.ResponseWriter, in *s3test.Request) {
+		_, signature, _ = strings.Cut(in.Header.Get("Authorization"), "Signature=")
+		w.WriteHeader(200)
+		io.WriteString(w, "<?xml version=\"1.0\"?>\n ")
+		w.(http.Flusher).Flush()
+		<-seen
+		fmt.Fprintf(w, "<Error><Code>InternalError</Code><Message>%s</Message></Error>", signature)
+	})
+	response, err := noRedirects.Do(copying())
+	must(t, err)
+	start := make([]byte, 23)
+	_, err = io.ReadFull(response.Body, start)
+	must(t, err)
+	close(seen)
+	rest, err := io.ReadAll(response.Body)
+	response.Body.Close()
+	if err == nil || strings.Contains(string(rest), signature) {
+		t.Errorf("%v %s", err, rest)
+	}
+	check(t, r.event(), map[string]any{"outcome": "failed", "status": 200})
+
+	for answer, want := range map[string]string{
+		"<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>SlowDown</Code></Error>":                                       "SlowDown",
+		" \n<Error xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><RequestId>1</RequestId><Code>InternalError</Code></Error>": "InternalError",
+		"<CopyObjectResult><ETag>x</ETag></CopyObjectResult>":                                                                    "",
+		"<DeleteResult><Error><Key>k</Key><Code>AccessDenied</Code></Error></DeleteResult>":                                      "",
+	} {
+		r.backend.Answer(200, nil, answer)
+		if response, body := r.do(copying()); response.StatusCode != 200 || body != answer {
+			t.Errorf("%s %s, want %s", response.Status, body, answer)
+		}
+		check(t, r.event(), map[string]any{"outcome": "completed", "status": 200, "error": want})
+	}
+	// Of the proxy's own credentials a client is told nothing here either.
+	r.backend.Answer(200, nil, "<Error><Code>ExpiredToken</Code><Token-0>CANARY</Token-0></Error>")
+	if response, err = noRedirects.Do(copying()); err == nil {
+		rest, err = io.ReadAll(response.Body)
+		response.Body.Close()
+	}
+	if err == nil || strings.Contains(string(rest), "CANARY") {
+		t.Errorf("%v %s", err, rest)
+	}
+	check(t, r.event(), map[string]any{"outcome": "failed", "status": 200, "error": "InternalError"})
+}
+
+// A client that follows one of these takes its token to wherever the backend says.
+func TestT16HeadersThatLeadAway(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	r.backend.Answer(200, http.Header{"Alt-Svc": {`h2="elsewhere.example:443"`}, "Refresh": {"0; url=https://elsewhere.example/"}, "X-Amz-Id-2": {"kept"}}, "x")
+	response, _ := r.do(r.request("GET", "/artifacts/web/k", nil))
+	if strings.Contains(fmt.Sprint(response.Header), "elsewhere") || response.Header.Get("X-Amz-Id-2") != "kept" {
+		t.Errorf("%v", response.Header)
 	}
 	r.event()
 }

@@ -43,7 +43,7 @@ func (c *call) settle(err error) {
 // relayFiltered passes a listing on without the entries that the caller may not read. A page is judged whole before
 // any of it is sent.
 func (c *call) relayFiltered(answer *http1.Answer) error {
-	c.out.pass(slices.DeleteFunc(endToEnd(answer.Fields), named("Content-Length")))
+	c.out.pass(slices.DeleteFunc(c.passable(answer.Fields), named("Content-Length")))
 	if c.in.Method == http.MethodHead {
 		c.out.WriteHeader(http.StatusOK)
 		return nil
@@ -171,7 +171,7 @@ func (c *call) sendError(b *Backend, err error) error {
 // relay passes the backend's answer on. It returns an error where the body could not be passed on whole.
 func (c *call) relay(answer *http1.Answer) error {
 	body := io.Reader(answer.Body)
-	fields := endToEnd(answer.Fields)
+	fields := c.passable(answer.Fields)
 	if answer.StatusCode >= 300 {
 		c.event.Error = "" // the body tells
 		if c.in.Method != http.MethodHead && bodyAllowed(answer.StatusCode) {
@@ -180,6 +180,8 @@ func (c *call) relay(answer *http1.Answer) error {
 				return err
 			}
 		}
+	} else if c.in.Method != http.MethodGet && c.in.Method != http.MethodHead && answer.ContentLength != 0 {
+		body = &screen{call: c, from: body} // no object, but what became of the request
 	}
 	if answer.StatusCode >= 300 && answer.StatusCode < 400 {
 		// A client that follows it would take its token to a host we do not know.
@@ -225,9 +227,10 @@ func (c *call) stream(from io.Reader, flush bool) error {
 
 // cutShort tells who is to blame for a body that did not come whole from the backend.
 func (c *call) cutShort(err error) error {
+	_, refused := errors.AsType[*backendRefusesUs](err)
 	switch {
-	case err == nil:
-		return nil
+	case err == nil || refused:
+		return err
 	case c.clientLeft():
 		return &clientGone{err}
 	}
@@ -263,53 +266,6 @@ func (c *call) trickle(from io.Reader) error {
 
 func (c *call) backendName() string { return c.event.Backend.Name }
 
-// aboutUs are the codes by which a backend refuses the proxy's own signature or credentials. A client can do nothing
-// about them, might take them for its own (ExpiredToken has SDKs ask for new credentials), and must not read what S3
-// says with them: the access key, and in the canonical request the session token.
-var aboutUs = map[string]bool{
-	"SignatureDoesNotMatch": true, "InvalidAccessKeyId": true, "ExpiredToken": true, "InvalidToken": true, "TokenRefreshRequired": true,
-	"RequestTimeTooSkewed": true, "AuthorizationHeaderMalformed": true, "InvalidSecurity": true, "MissingSecurityHeader": true,
-	"AuthorizationQueryParametersError": true, "NotSignedUp": true,
-}
-
-// RefusesProxy tells whether a backend that answers with this code refuses the proxy, and not what a client asks for.
-func RefusesProxy(code string) bool { return aboutUs[code] }
-
-// maxError is how much of a backend's error is looked at. It is many times what S3's have.
-const maxError = 64 << 10
-
-// readError looks into a backend's error, for the event and for what is not the client's to know. The whole body still goes
-// on.
-func (c *call) readError(fields http1.Fields, body io.Reader) (io.Reader, error) {
-	if coding := fields.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
-		return nil, &backendDown{c.backendName(), fmt.Errorf("its error has Content-Encoding %q, which it was not asked for", coding)}
-	}
-	read, _ := io.ReadAll(io.LimitReader(body, maxError)) // body says again what went wrong
-	text := string(read)
-	if _, rest, ok := strings.Cut(text, "<Code>"); ok {
-		if code, _, ok := strings.Cut(rest, "</Code>"); ok && len(code) <= 64 {
-			c.event.Error = code
-		}
-	}
-	if aboutUs[c.event.Error] || c.signedWith(text) {
-		return nil, &backendRefusesUs{c.backendName(), c.event.Error}
-	}
-	return io.MultiReader(strings.NewReader(text), body), nil
-}
-
-// signedWith tells whether a text has what the request to the backend was signed with. Backends that debug, and those whose
-// codes are their own, answer with all of it.
-func (c *call) signedWith(text string) bool {
-	sent := c.room.out.Header
-	_, signature, _ := strings.Cut(sent.Get("Authorization"), "Signature=")
-	for _, secret := range []string{signature, sent.Get("X-Amz-Security-Token")} {
-		if secret != "" && strings.Contains(text, secret) {
-			return true
-		}
-	}
-	return false
-}
-
 // endToEnd takes out of a backend's answer what was between it and us, and what Sluice alone may say; in place.
 func endToEnd(fields http1.Fields) http1.Fields {
 	connection := ""
@@ -324,6 +280,8 @@ func endToEnd(fields http1.Fields) http1.Fields {
 		case "Authorization", "X-Amz-Security-Token": // ours, sent back
 			continue
 		case "X-Sluice-Request-Id", "X-Sluice-Reason":
+			continue
+		case "Alt-Svc", "Refresh": // a client that follows takes its token along, as with Location
 			continue
 		case "Content-Encoding":
 			if f.Value = withoutFraming(f.Value); f.Value == "" {
