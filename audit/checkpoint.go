@@ -275,14 +275,11 @@ func ReadPublicKey(path string) (ed25519.PublicKey, error) {
 		}
 		return key.Public().(ed25519.PublicKey), nil
 	}
-	key, err := x509.ParsePKIXPublicKey(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("public key %s: %w", path, err)
-	}
+	key, _ := x509.ParsePKIXPublicKey(block.Bytes)
 	if key, ok := key.(ed25519.PublicKey); ok {
 		return key, nil
 	}
-	return nil, fmt.Errorf("public key %s is not an Ed25519 key", path)
+	return nil, fmt.Errorf("%s is not an Ed25519 public key: `openssl pkey -in audit.key -pubout` writes the one of signing_key_file", path)
 }
 
 func readKeyFile(path string) ([]byte, error) {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,6 +29,14 @@ func (s *server) adminHandler(c Admin) http.Handler {
 	guarded("POST /revocations", s.addRevocation)
 	guarded("GET /revocations", s.listRevocations)
 	guarded("DELETE /revocations/{id}", s.deleteRevocation)
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		status := http.StatusNotFound
+		if slices.Contains([]string{"/healthz", "/readyz", "/metrics", "/-/reload", "/revocations"}, r.URL.Path) {
+			status = http.StatusMethodNotAllowed
+		}
+		writeJSON(w, status, map[string]string{
+			"error": "there is no " + r.Method + " " + r.URL.Path + " here: there are GET /healthz, /readyz, /metrics and /revocations, POST /revocations and /-/reload, DELETE /revocations/{id}"})
+	})
 	return mux
 }
 
@@ -135,7 +144,9 @@ func (s *server) reloadPolicy(w http.ResponseWriter, r *http.Request) {
 func writeJSON(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body)
+	encoder := json.NewEncoder(w)
+	encoder.SetEscapeHTML(false) // people read it in a terminal
+	_ = encoder.Encode(body)
 }
 
 func sinceSeconds(t time.Time) float64 { return time.Since(t).Seconds() }
@@ -149,6 +160,9 @@ func (s *server) addRevocation(w http.ResponseWriter, r *http.Request) {
 	err := decoder.Decode(&revocation)
 	if _, more := decoder.Token(); err == nil && more != io.EOF {
 		err = errors.New("there is more than one")
+	}
+	if _, ok := errors.AsType[*time.ParseError](err); ok {
+		err = errors.New("until has to be a time such as 2026-11-26T06:30:00Z")
 	}
 	if err != nil {
 		writeJSON(w, http.StatusBadRequest, map[string]string{"error": "the body is not a revocation: " + err.Error()})

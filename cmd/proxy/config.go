@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net"
 	"net/netip"
@@ -193,6 +194,9 @@ func parseConfig(text []byte, env func(string) (string, bool)) (*Config, []Probl
 		return nil, problems
 	}
 	var lost []string // the values that were not understood
+	for _, p := range problems {
+		lost = append(lost, p.Path)
+	}
 	if err := decoder.Decode(expanded); err != nil {
 		for _, e := range flatten(err) {
 			var at *mapstructure.DecodeError
@@ -267,7 +271,7 @@ func checkKeys(value any, to reflect.Type, path string, report func(path, text s
 			field, ok := fields[key]
 			switch {
 			case !ok:
-				report(join(path, key), "unknown key; docs/configuration.md lists the keys there are")
+				report(join(path, key), "unknown key; "+meant(key, fields))
 			case isZero(below, field.Type) && field.Tag.Get("zero") != "meant":
 				report(join(path, key), fmt.Sprintf("%v is not possible here: write more, or leave the key out for its default", below))
 			default:
@@ -275,6 +279,41 @@ func checkKeys(value any, to reflect.Type, path string, report func(path, text s
 			}
 		}
 	}
+}
+
+// meant says which key may have been, or where they all are.
+func meant(key string, fields map[string]reflect.StructField) string {
+	closest, least := "", 4 // letters more, less or other
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		if d := edits(key, name); d < least && 3*d <= len(name) {
+			closest, least = name, d
+		}
+	}
+	if closest != "" {
+		return fmt.Sprintf("did you mean %s?", closest)
+	}
+	return "docs/configuration.md lists the keys there are"
+}
+
+// edits is the Levenshtein distance.
+func edits(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			other := diagonal
+			if a[i] != b[j] {
+				other++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(other, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
 }
 
 // isZero tells a number, size or duration that was written as zero. Behind a pointer it is told from none anyway.

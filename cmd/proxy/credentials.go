@@ -101,7 +101,10 @@ func (cmd credentialsCommand) token(ctx context.Context) (string, error) {
 		var complaint bytes.Buffer
 		shell.Stderr = &complaint
 		if text, err = shell.Output(); err != nil {
-			return "", fmt.Errorf("--token-command failed: %w: %s", err, strings.TrimSpace(complaint.String()))
+			if said := strings.TrimSpace(complaint.String()); said != "" {
+				err = fmt.Errorf("%w: %s", err, said)
+			}
+			return "", fmt.Errorf("--token-command failed: %w", err)
 		}
 	}
 	token := strings.TrimSpace(string(text))

@@ -253,6 +253,22 @@ func TestAdmin(t *testing.T) {
 			t.Errorf("token %q: %d", bad, status)
 		}
 	}
+	// What is wrong is said so that it can be read, and mended.
+	for _, c := range []struct {
+		method, path, body, token string
+		status                    int
+		want                      string
+	}{
+		{"POST", "/revocations", "", "", 401, "Bearer <the content of admin.token_file>"},
+		{"POST", "/revocations", `{"session": "env-1", "until": "tomorrow"}`, "let-me-in", 400, "until has to be a time such as 2"},
+		{"GET", "/", "", "", 404, "there is no GET / here: there are GET /healthz"},
+		{"GET", "/revocation", "", "", 404, "POST /revocations"},
+		{"PUT", "/revocations", "", "", 405, "POST /revocations"},
+	} {
+		if status, text := ask(c.method, c.path, c.body, c.token); status != c.status || !strings.Contains(text, c.want) {
+			t.Errorf("%s %s %s: %d %s", c.method, c.path, c.body, status, text)
+		}
+	}
 	revocation := fmt.Sprintf(`{"session": "env-1", "issuer": %q}`, r.Issuer.URL())
 	status, text := ask("POST", "/revocations", revocation, "let-me-in")
 	if status != 201 || !strings.Contains(text, `"session":"env-1"`) {
