@@ -2,16 +2,9 @@ package ship_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -29,6 +22,19 @@ import (
 
 func send(t *testing.T, c ship.Config, bodies ...string) (int, error) {
 	t.Helper()
+	return sendUntil(t, context.Background(), c, bodies...)
+}
+
+// refused is send where it is to fail: Kafka's client would go on trying.
+func refused(t *testing.T, c ship.Config) (int, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	return sendUntil(t, ctx, c, "{}")
+}
+
+func sendUntil(t *testing.T, ctx context.Context, c ship.Config, bodies ...string) (int, error) {
+	t.Helper()
 	s, err := ship.Open(c, "test")
 	if err != nil {
 		t.Fatal(err)
@@ -38,7 +44,7 @@ func send(t *testing.T, c ship.Config, bodies ...string) (int, error) {
 	for i, b := range bodies {
 		messages = append(messages, ship.Message{ID: fmt.Sprintf("id-%d", i), Seq: uint64(i), Time: time.Now(), Body: []byte(b)})
 	}
-	return s.Send(context.Background(), messages)
+	return s.Send(ctx, messages)
 }
 
 func file(t *testing.T, content string) string {
@@ -112,49 +118,9 @@ func TestRetryAfterIsHeard(t *testing.T) {
 	}
 }
 
-// TestClientCertificate: a far end that asks who we are is shown cert_file.
-func TestClientCertificate(t *testing.T) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "sluice-1"}, NotAfter: time.Now().Add(time.Hour)}
-	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var seen string
-	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { seen = r.TLS.PeerCertificates[0].Subject.CommonName }))
-	s.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert}
-	s.StartTLS()
-	defer s.Close()
-	w := &ship.Webhook{URL: s.URL}
-	w.CAFile = file(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})))
-	if n, err := send(t, ship.Config{Webhook: w}, "{}"); err == nil || n != 0 {
-		t.Error("the server asks for no certificate, and shows nothing")
-	}
-	w.CertFile = file(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert})))
-	w.KeyFile = file(t, string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})))
-	if n, err := send(t, ship.Config{Webhook: w}, "{}"); err != nil || n != 1 || seen != "sluice-1" {
-		t.Errorf("%d, %v, seen %q", n, err, seen)
-	}
-}
-
 // TestNATSLogsIn with a token, and publishes where it is told to.
 func TestNATSLogsIn(t *testing.T) {
-	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, Authorization: "secret", JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	go s.Start()
-	defer s.Shutdown()
-	if !s.ReadyForConnections(20 * time.Second) {
-		t.Fatal("the NATS server does not start")
-	}
+	s := startNATS(t, &server.Options{Authorization: "secret"})
 	n := &ship.NATS{URL: s.ClientURL(), Stream: "A", Subject: "acme.audit"}
 	if sent, err := send(t, ship.Config{NATS: n}, "{}"); err == nil || sent != 0 {
 		t.Error("the server asks for no token, and shows nothing")
@@ -186,15 +152,7 @@ func TestNATSLogsIn(t *testing.T) {
 
 func TestTooLarge(t *testing.T) {
 	big := `"` + strings.Repeat("x", 2<<20) + `"`
-	ns, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	go ns.Start()
-	defer ns.Shutdown()
-	if !ns.ReadyForConnections(20 * time.Second) {
-		t.Fatal("the NATS server does not start")
-	}
+	ns := startNATS(t, &server.Options{})
 	kc, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1, "audit"))
 	if err != nil {
 		t.Fatal(err)
@@ -216,7 +174,7 @@ func TestTooLarge(t *testing.T) {
 }
 
 func TestKafkaSaysWhyNoBrokerIsReached(t *testing.T) {
-	_, err := send(t, ship.Config{Kafka: &ship.Kafka{Brokers: []string{"127.0.0.1:1"}, Topic: "t"}}, "{}")
+	_, err := refused(t, ship.Config{Kafka: &ship.Kafka{Brokers: []string{"127.0.0.1:1"}, Topic: "t"}})
 	if err == nil || !strings.Contains(err.Error(), "refused") {
 		t.Error(err)
 	}
