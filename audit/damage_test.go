@@ -171,10 +171,8 @@ func TestFarEndsGoOnBehindADamagedFile(t *testing.T) {
 			eventually(t, "the far end has all there is", func() bool { s := log.Stats(); return s.Queued == 0 && s.Ship[0].Lag == 0 })
 			stats := log.Stats().Ship[0]
 			closeLog(t, log)
-			far.mu.Lock()
-			defer far.mu.Unlock()
-			if len(far.ids) != all+1 || stats.Lost != uint64(400-all) || stats.Shipped != uint64(all+1) {
-				t.Errorf("%d sent of %d: %+v", len(far.ids), all+1, stats)
+			if len(far.got()) != all+1 || stats.Lost != uint64(400-all) || stats.Shipped != uint64(all+1) {
+				t.Errorf("%d sent of %d: %+v", len(far.got()), all+1, stats)
 			}
 		})
 	}

@@ -123,6 +123,63 @@ func rotatedFiles(current string) ([]logFile, error) {
 	return slices.CompactFunc(files, func(a, b logFile) bool { return plainName(a.path) == plainName(b.path) }), nil
 }
 
+// beginOf is the number of a log's first line, and the hash it carries ("" where it cannot be read).
+func beginOf(log string) (seq uint64, prev string, err error) {
+	files, err := rotatedFiles(log)
+	if err != nil {
+		return 0, "", err
+	}
+	for _, f := range append(files, logFile{path: log}) {
+		prev, ok := firstPrev(f.path)
+		if seq, err := firstOf(f.path); err == nil && seq != 0 && ok {
+			return seq, prev, nil
+		}
+		if f.firstSeq != 0 {
+			return f.firstSeq, "", nil
+		}
+	}
+	return 1, noPrev, nil
+}
+
+// strays lists what else in the log's directory begins as a log does: files that somebody moved away (logrotate), and
+// those of other logs.
+func strays(current string) (files []logFile) {
+	dir, base := filepath.Dir(current), filepath.Base(current)
+	names, _ := os.ReadDir(dir)
+	for _, name := range names {
+		if _, _, ours := parseRotated(base, name.Name()); ours || name.Name() == base || isSidecar(name.Name()) || !name.Type().IsRegular() {
+			continue
+		}
+		f := logFile{path: filepath.Join(dir, name.Name()), rotated: true}
+		if info, err := name.Info(); err == nil {
+			f.modified, f.size = info.ModTime(), info.Size()
+		}
+		if first, err := firstOf(f.path); err == nil && first != 0 {
+			f.firstSeq = first
+			files = append(files, f)
+		}
+	}
+	return files
+}
+
+// continues reports whether a file has the line with this number, and it carries the hash of the line before.
+func continues(path string, seq uint64, prev string) bool {
+	r, err := openLog(path)
+	if err != nil {
+		return false
+	}
+	defer r.Close()
+	for lines := newLineReader(r); ; {
+		line, err := lines.next()
+		if err != nil {
+			return false
+		}
+		if n, hash, ok := lineSeq(line); ok && n >= seq {
+			return n == seq && string(hash) == prev
+		}
+	}
+}
+
 func plainName(path string) string {
 	return strings.TrimSuffix(strings.TrimSuffix(path, zstdSuffix), gzipSuffix)
 }

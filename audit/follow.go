@@ -14,11 +14,15 @@ type follower struct {
 	next uint64 // the number of the line that is wanted next; 0 = the oldest there is
 	lost uint64 // lines that were wanted and are nowhere, since the last look
 
+	before []byte // the line before next
+	looked map[string]lookedAt
+	hash   string // its hash, where it was not read; "" = not known
+
 	r       io.ReadCloser // nil = a file is to be found
 	name    string        // its
 	lines   *lineReader
 	live    os.FileInfo // r is what is written; nil = it was rotated away, and ends
-	last    bool        // r was rotated away while it was read: its end is the end
+	last    bool        // r was put away while it was read, and another is written: its end is the end
 	first   uint64      // number of r's first line, by its name until it is read; 0 = not known
 	done    uint64      // first of the file that was read to its end
 	offered int64       // bytes of r read, where it is live
@@ -47,10 +51,18 @@ func (f *follower) read() (line []byte, seq uint64, err error) {
 			if seq < f.next {
 				continue
 			}
-			if f.next != 0 {
+			if f.next != 0 && seq > f.next {
+				if moved := f.moved(); moved != "" {
+					f.close()
+					if err := f.open(moved); err != nil {
+						return nil, 0, err
+					}
+					continue
+				}
 				f.lost += seq - f.next
 			}
 			f.next = seq + 1
+			f.before = append(f.before[:0], line...)
 			return line, seq, nil
 		case err != io.EOF && err != errUnfinished:
 			// The rest of the file is lost; go on with the next one.
@@ -66,8 +78,11 @@ func (f *follower) read() (line []byte, seq uint64, err error) {
 				return nil, 0, io.EOF
 			case err == nil && os.SameFile(named, f.live):
 				f.close() // cut by somebody: begin it again
+			case err == nil && named.Size() > 0:
+				f.last = true // what was written before the new one was begun is still to be read
 			case err == nil || errors.Is(err, fs.ErrNotExist):
-				f.last = true // what was written before it was put away is still to be read
+				// Put away, by the writer or by somebody else, of which the writer may not know yet.
+				return nil, 0, io.EOF
 			default:
 				return nil, 0, err
 			}
@@ -107,6 +122,14 @@ func (f *follower) find() error {
 	if at >= 0 && f.done != 0 && files[at].firstSeq == f.done {
 		at++ // it has been read: what is wanted will be in the one after
 	}
+	if at < 0 || at == len(files) { // not in a file of the log's, or not yet
+		if moved := f.moved(); moved != "" {
+			if current != nil {
+				current.Close()
+			}
+			return f.open(moved)
+		}
+	}
 	if at < 0 && current != nil {
 		at = len(files) - 1 // empty
 	}
@@ -134,6 +157,48 @@ func (f *follower) find() error {
 	}
 	f.name, f.lines = files[at].path, newLineReader(f.r)
 	return nil
+}
+
+// open reads a file that somebody moved away.
+func (f *follower) open(moved string) (err error) {
+	if f.r, err = openLog(moved); err != nil {
+		f.r = nil
+		return err
+	}
+	f.name, f.lines, f.live = moved, newLineReader(f.r), nil
+	f.first, f.last, f.offered = 0, false, 0
+	return nil
+}
+
+// moved finds the line wanted next in a file that somebody moved away, within the directory; "" = it is in none.
+func (f *follower) moved() string {
+	prev := f.hash
+	if len(f.before) > 0 {
+		prev = lineHash(f.before)
+	}
+	if f.next == 0 || prev == "" {
+		return ""
+	}
+	for _, file := range strays(f.path) {
+		looked := lookedAt{file.size, f.next}
+		if file.firstSeq > f.next || f.looked[file.path] == looked {
+			continue
+		}
+		if continues(file.path, f.next, prev) {
+			return file.path
+		}
+		if f.looked == nil {
+			f.looked = map[string]lookedAt{}
+		}
+		f.looked[file.path] = looked
+	}
+	return ""
+}
+
+// lookedAt is when a file was found not to have a line, so that it need not be read again while nothing has changed.
+type lookedAt struct {
+	size int64
+	next uint64
 }
 
 func (f *follower) finish() {

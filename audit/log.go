@@ -128,6 +128,7 @@ func (l *Log) openFiles(ctx context.Context) (err error) {
 	l.file, l.journal = f, journal
 	if end.seq != 0 {
 		l.seq = end.seq
+		l.count.lastSeq.Store(l.seq) // or far ends that are behind would seem to have all until the next event
 		copy(l.prev[:], end.hash)
 	}
 	if c.SigningKeyFile != "" {

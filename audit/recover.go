@@ -69,6 +69,12 @@ func (l *Log) linesOf(ctx context.Context, left []entry) (map[string]bool, error
 	if err != nil {
 		return nil, err
 	}
+	// Lines may have gone into a file after somebody had moved it away. An id is in no other log.
+	for _, f := range strays(l.file.path) {
+		if !f.modified.Before(oldest) {
+			files = append(files, f)
+		}
+	}
 	files = append(files, logFile{path: l.file.path, modified: time.Now()})
 	type unreadable struct {
 		logFile

@@ -164,7 +164,8 @@ func (s *shipper) resume(log string) (*follower, error) {
 	f := &follower{path: log}
 	raw, err := os.ReadFile(s.path)
 	if errors.Is(err, os.ErrNotExist) {
-		return f, nil
+		f.next, f.hash, err = beginOf(log) // now: the file may be moved away before it is read
+		return f, err
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the place of %s: %w", s.name, err)
@@ -184,7 +185,7 @@ func (s *shipper) resume(log string) (*follower, error) {
 		// The line itself was removed for its age; so were those between, which counts them as lost. Or it is where
 		// nothing can be read any more.
 		f.close()
-		f = &follower{path: log, next: c.Seq + 1}
+		f = &follower{path: log, next: c.Seq + 1, hash: c.Hash}
 		s.now.LastSeq = c.Seq
 		return f, nil
 	}

@@ -569,6 +569,13 @@ func (r *refusing) only(bad func(line string) bool) {
 	r.bad = bad
 }
 
+// got is the ids of what it has, in its order.
+func (r *refusing) got() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.ids)
+}
+
 func poison(t *testing.T, log *audit.Log) {
 	r := begin(t, log)
 	r.Event.Bucket = "poison"
@@ -606,8 +613,8 @@ func TestRefusedEventsHoldNothingUp(t *testing.T) {
 			want = append(want, ev.ID)
 		}
 	}
-	if !slices.Equal(far.ids, want) || len(want) != 83 || stats.Skipped != 22 || stats.Shipped != 83 || stats.Err != nil {
-		t.Errorf("the far end has %d events, want %d: %+v", len(far.ids), len(want), stats)
+	if got := far.got(); !slices.Equal(got, want) || len(want) != 83 || stats.Skipped != 22 || stats.Shipped != 83 || stats.Err != nil {
+		t.Errorf("the far end has %d events, want %d: %+v", len(got), len(want), stats)
 	}
 }
 
@@ -629,10 +636,11 @@ func TestAFarEndThatRefusesAllLosesNone(t *testing.T) {
 			stats := log.Stats().Ship[0]
 			closeLog(t, log)
 			_, order := loggedLines(t, path)
-			slices.Sort(far.ids) // mended while some were held against others, it has those late
+			got := far.got()
+			slices.Sort(got) // mended while some were held against others, it has those late
 			slices.Sort(order)
-			if !slices.Equal(slices.Compact(far.ids), order) || len(order) != events || stats.Skipped != 0 {
-				t.Errorf("the far end has %d events of %d: %+v", len(far.ids), len(order), stats)
+			if !slices.Equal(slices.Compact(got), order) || len(order) != events || stats.Skipped != 0 {
+				t.Errorf("the far end has %d events of %d: %+v", len(got), len(order), stats)
 			}
 		})
 	}
@@ -712,4 +720,82 @@ func TestShipCursorOfAnotherLog(t *testing.T) {
 	if len(ids) != 130 {
 		t.Errorf("%d different events, want 130", len(ids))
 	}
+}
+
+// TestShippedOverMovesByHand: logrotate's way. What is still written to the file that was moved away is not missed, nor is
+// what follows sent before it.
+func TestShippedOverMovesByHand(t *testing.T) {
+	far := startRefusing(t, func(string) bool { return false })
+	log, path := open(t, audit.Config{InFlight: 64, Ship: []audit.Ship{{Webhook: &ship.Webhook{URL: "http://" + far.address}}}})
+	var out lockedBuffer
+	ctx, cancel := context.WithCancel(t.Context())
+	tailing := make(chan error)
+	go func() {
+		tailing <- audit.Tail(ctx, path, &out, audit.TailOptions{Last: 1, Follow: true, Poll: 50 * time.Microsecond})
+	}()
+	first := begin(t, log)
+	first.Commit()
+	eventually(t, "tail follows", func() bool { return strings.Count(out.String(), "\n") == 1 })
+	stop := serve(t, log)
+	paths := []string{path}
+	for i := range 30 {
+		written := log.Stats().Written
+		eventually(t, "events are written", func() bool { return log.Stats().Written > written+20 })
+		moved := fmt.Sprintf("%s.%d", path, i+1)
+		if err := os.Rename(path, moved); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		} else if err == nil {
+			paths = append(paths, moved)
+		}
+	}
+	served, _ := stop()
+	served = append(served, first.Event.ID)
+	eventually(t, "all is written, and the far end has it", func() bool { return log.Stats().Queued == 0 && shipped(log)() })
+	stats := log.Stats().Ship[0]
+	closeLog(t, log)
+	mustHoldExactly(t, served, paths...)
+	if stats.Lost != 0 || len(far.got()) != len(served) {
+		t.Errorf("%d events sent of %d: %+v", len(far.got()), len(served), stats)
+	}
+	eventually(t, "tail has the last", func() bool { return strings.Count(out.String(), "\n") >= len(served) })
+	cancel()
+	if err := <-tailing; err != nil || strings.Contains(out.String(), "missing") {
+		t.Errorf("tail: %v\n%s", err, grepMissing(out.String()))
+	}
+}
+
+// TestShippedOverAMoveAndARestart: a far end that was away has what was moved away meanwhile, too.
+func TestShippedOverAMoveAndARestart(t *testing.T) {
+	far := startRefusing(t, func(string) bool { return false })
+	c := audit.Config{File: &audit.File{Path: filepath.Join(t.TempDir(), "audit.jsonl")}, Ship: []audit.Ship{{Webhook: &ship.Webhook{URL: "http://" + far.address}}}}
+	log, path := open(t, c)
+	record(t, log, 10)
+	eventually(t, "the far end has them", shipped(log))
+	far.down()
+	record(t, log, 10)
+	eventually(t, "they are written", healthy(log))
+	if err := os.Rename(path, filepath.Join(filepath.Dir(path), "x")); err != nil {
+		t.Fatal(err)
+	}
+	if err := log.Reopen(); err != nil {
+		t.Fatal(err)
+	}
+	record(t, log, 10)
+	closeLog(t, log)
+	far.up()
+	log, _ = open(t, c)
+	eventually(t, "the far end has all", shipped(log))
+	if s := log.Stats().Ship[0]; s.Lost != 0 || len(far.got()) != 30 || s.Shipped != 20 {
+		t.Errorf("%d events: %+v", len(far.got()), s)
+	}
+	closeLog(t, log)
+}
+
+func grepMissing(text string) (missing string) {
+	for line := range strings.Lines(text) {
+		if strings.Contains(line, "missing") {
+			missing += line
+		}
+	}
+	return missing
 }

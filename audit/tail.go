@@ -28,11 +28,11 @@ func Tail(ctx context.Context, path string, w io.Writer, o TailOptions) error {
 		o.Poll = 100 * time.Millisecond
 	}
 	path = behindLinks(path)
-	next, err := tailLast(path, w, &o)
+	last, err := tailLast(path, w, &o)
 	if err != nil || !o.Follow {
 		return err
 	}
-	f := &follower{path: path, next: next}
+	f := &follower{path: path, next: last.seq + 1, hash: last.hash}
 	defer f.close()
 	pre := o.Filter.prefilter()
 	tick := time.NewTicker(o.Poll)
@@ -68,28 +68,32 @@ func Tail(ctx context.Context, path string, w io.Writer, o TailOptions) error {
 	}
 }
 
-// tailLast writes the last events, and returns the number of the line after.
-func tailLast(path string, w io.Writer, o *TailOptions) (next uint64, err error) {
+// tailLast writes the last events, and returns where the log ends.
+func tailLast(path string, w io.Writer, o *TailOptions) (end chainEnd, err error) {
+	end.hash = noPrev
 	logs, err := findLogs([]string{path})
 	if err != nil {
-		return 0, err
+		return end, err
 	}
 	if len(logs) != 1 {
-		return 0, fmt.Errorf("%s is not one log: name its file, such as audit.jsonl", path)
+		return end, fmt.Errorf("%s is not one log: name its file, such as audit.jsonl", path)
 	}
 	pre := o.Filter.prefilter()
 	var shown [][]*Event // of each file, the newest file first
 	count := 0
 	files := logs[0].files
-	for i := len(files) - 1; i >= 0 && (count < o.Last || next == 0); i-- {
+	for i := len(files) - 1; i >= 0 && (count < o.Last || end.seq == 0); i-- {
 		var last []*Event
+		var newest []byte
 		readFile(files[i].path, func(line textLine, err error) bool {
 			if err != nil {
 				fmt.Fprintf(w, "-- events are missing here: %s --\n", printable(err.Error()))
 				return false
 			}
 			if seq, _, ok := lineSeq(line.text); ok {
-				next = max(next, seq+1)
+				if seq > end.seq {
+					end.seq, newest = seq, append(newest[:0], line.text...)
+				}
 			}
 			ev := new(Event)
 			if o.Last == 0 || !pre.match(line.text) || json.Unmarshal(line.text, ev) != nil || !o.Filter.match(ev) {
@@ -100,6 +104,9 @@ func tailLast(path string, w io.Writer, o *TailOptions) (next uint64, err error)
 			}
 			return true
 		})
+		if newest != nil {
+			end.hash = lineHash(newest)
+		}
 		last = last[max(0, len(last)-(o.Last-count)):]
 		count += len(last)
 		shown = append(shown, last)
@@ -107,11 +114,11 @@ func tailLast(path string, w io.Writer, o *TailOptions) (next uint64, err error)
 	for i := len(shown) - 1; i >= 0; i-- {
 		for _, ev := range shown[i] {
 			if _, err := io.WriteString(w, ev.forPeople(o.Color)); err != nil {
-				return 0, err
+				return end, err
 			}
 		}
 	}
-	return max(next, 1), nil
+	return end, nil
 }
 
 const (
