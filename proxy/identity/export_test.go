@@ -71,3 +71,6 @@ func PresetTable() []string {
 	}
 	return rows
 }
+
+// ReloadKeys reads the session keys again now. Where the file is not good the old keys stay in use.
+func (a *Authenticator) ReloadKeys() error { return a.sessions.reload() }

@@ -187,9 +187,6 @@ func readSessionKeys(path string) ([]byte, []sealingKey, error) {
 	return file, keys, nil
 }
 
-// ReloadKeys reads the session keys again now. Where the file is not good the old keys stay in use.
-func (a *Authenticator) ReloadKeys() error { return a.sessions.reload() }
-
 // IssueRequest is what an exchange of a token for session credentials asks for. All of it is optional.
 type IssueRequest struct {
 	RoleARN     string        // given to policy as identity.requested_role
