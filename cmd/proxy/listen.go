@@ -32,7 +32,10 @@ func newS3Server(h http.Handler, malformed func(http.ResponseWriter, *http.Reque
 		Handler: h, TLSConfig: secure, ErrorLog: errorLog,
 		ReadHeaderTimeout: limits.HeaderTimeout, IdleTimeout: limits.IdleTimeout, MaxHeaderBytes: 64 << 10,
 		DisableGeneralOptionsHandler: true, // OPTIONS * is refused and recorded like anything else
+		// Streams are cut by a frame: a connection that takes none is closed itself.
+		HTTP2: &http.HTTP2Config{WriteByteTimeout: limits.IdleTimeout},
 	}
+	standard.Handler = ending(h, limits.IdleTimeout)
 	if netHTTP() {
 		return &standardServer{standard}
 	}
@@ -41,12 +44,31 @@ func newS3Server(h http.Handler, malformed func(http.ResponseWriter, *http.Reque
 		http2: standard,
 	}
 	s.http1.HTTP2 = s.handOver
+	ended := standard.Handler
 	standard.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.streams.Add(1)
 		defer s.streams.Add(-1)
-		h.ServeHTTP(w, r)
+		ended.ServeHTTP(w, r)
 	})
 	return s
+}
+
+// ending bounds what net/http has left to do when the handler is done: to send the end of the answer, and to read what the
+// client still sends. While it runs the proxy cuts what stands still, and then nobody would: a client that reads nothing, or
+// gives a stream no window, would keep connection, stream and goroutine for ever, and needs no credentials for it.
+func ending(h http.Handler, idle time.Duration) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		control := http.NewResponseController(w)
+		if r.ProtoMajor == 1 {
+			_ = control.SetWriteDeadline(time.Time{}) // net/http keeps the last request's
+		}
+		h.ServeHTTP(w, r)
+		if idle > 0 {
+			late := time.Now().Add(idle)
+			_ = control.SetWriteDeadline(late)
+			_ = control.SetReadDeadline(late)
+		}
+	})
 }
 
 type standardServer struct{ *http.Server }
