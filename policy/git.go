@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"os"
@@ -32,6 +33,7 @@ import (
 const (
 	gitInterval = 30 * time.Second
 	gitTimeout  = time.Minute // for one look at the repository
+	maxGitFiles = 64 << 20    // all files of a policy together
 
 	// fetchedRef is what the repository had last; goodRef the last of it that was a good policy.
 	fetchedRef = plumbing.ReferenceName("refs/sluice/fetched")
@@ -228,16 +230,36 @@ func (s *gitSource) read(h plumbing.Hash) (*files, error) {
 		}
 	}
 	f := newFiles()
-	err = tree.Files().ForEach(func(file *object.File) error {
-		if !isPolicyFile(file.Name) || isTest(file.Name) || strings.HasPrefix(file.Name, ".") || strings.Contains(file.Name, "/.") {
-			return nil
+	walker := object.NewTreeWalker(tree, true, nil)
+	defer walker.Close()
+	for total := int64(0); ; {
+		name, entry, err := walker.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		if !entry.Mode.IsFile() || !isPolicyFile(name) || isTest(name) || strings.HasPrefix(name, ".") || strings.Contains(name, "/.") {
+			continue
+		}
+		// By its header: to read the file is what would take the memory.
+		size, err := s.repo.Storer.EncodedObjectSize(entry.Hash)
+		if err != nil {
+			return nil, err
+		}
+		if total += size; total > maxGitFiles {
+			return nil, fmt.Errorf("its files are larger than %d MiB together, with %s", maxGitFiles>>20, name)
+		}
+		file, err := tree.TreeEntryFile(&entry)
+		if err != nil {
+			return nil, err
 		}
 		content, err := file.Contents()
-		f.add(file.Name, []byte(content))
-		return err
-	})
-	if err != nil {
-		return nil, err
+		if err != nil {
+			return nil, err
+		}
+		f.add(name, []byte(content))
 	}
 	if len(f.rego) == 0 {
 		return nil, errors.New("no *.rego file in it")

@@ -103,6 +103,23 @@ func TestGit(t *testing.T) {
 }
 
 // TestGitShadow: policy and candidate from one repository keep apart what they keep.
+// What would take all memory is not read, and the policy in force stays.
+func TestGitTooLarge(t *testing.T) {
+	t.Parallel()
+	r := policytest.NewRepository(t)
+	first := r.Commit(map[string]string{"a.rego": allowAll})
+	url, ca, _ := r.Serve(func() string { return "" })
+	e, heard := watched(t, policy.Config{Git: &policy.Git{URL: url, Interval: time.Second, Cache: t.TempDir(), CAFile: ca}})
+	half := `{"x": "` + strings.Repeat("x", 33<<20) + `"}`
+	r.Commit(map[string]string{"a/a.json": half, "b/b.json": half})
+	heard(func(s policy.Status) bool {
+		return s.Err != nil && strings.Contains(s.Err.Error(), "larger than 64 MiB together") && s.Revision == first
+	})
+	if !decide(t, e, question()).Allow {
+		t.Error("the policy in force is not")
+	}
+}
+
 func TestGitShadow(t *testing.T) {
 	t.Parallel()
 	r := policytest.NewRepository(t)
