@@ -168,20 +168,30 @@ func ownStdout() io.Writer {
 // Begin reserves room for one event, so that Commit can neither block nor fail. It does not wait: ErrFull means
 // that the request must not be served.
 func (l *Log) Begin(now time.Time) (*Record, error) {
-	r := &Record{log: l}
+	r := new(Record)
+	if err := l.BeginIn(r, now); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// BeginIn is Begin for who has room for the record. It may be begun again when it is committed and nobody looks at its
+// event any more.
+func (l *Log) BeginIn(r *Record, now time.Time) error {
+	*r = Record{log: l}
 	r.Event.Schema, r.Event.ID, r.Event.Time = Schema, newID(now), now
 	if !longAgo(l.trying.Load()) { // or the request would hang in Journal
 		r.slot = l.take()
 	}
 	if r.slot == nil && l.config.OnFailure != onFailureContinue {
 		l.count.refused.Add(1)
-		return nil, ErrFull
+		return ErrFull
 	}
 	if r.slot != nil {
 		r.slot.id = r.Event.ID
 	}
 	l.count.begun.Add(1)
-	return r, nil
+	return nil
 }
 
 func (l *Log) take() *slot {

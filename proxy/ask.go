@@ -32,8 +32,8 @@ func Ask(c Config, id *identity.Identity, r *http.Request, now time.Time) (*Aske
 	if err != nil {
 		return nil, err
 	}
-	record := &audit.Record{Event: audit.Event{ID: "explain", UserAgent: r.UserAgent(), SourceIP: p.sourceIP(r)}}
-	asking := &call{proxy: p, in: r, record: record, event: &record.Event, start: now, proof: &identity.Proof{Identity: id}}
+	event := &audit.Event{ID: "explain", UserAgent: r.UserAgent(), SourceIP: p.sourceIP(r)}
+	asking := &call{proxy: p, in: r, event: event, start: now, proof: &identity.Proof{Identity: id}}
 	asking.setOperation(op)
 	if err := asking.route(op.Bucket, op.Source); err != nil {
 		return nil, err

@@ -31,8 +31,8 @@ type call struct {
 	in     *http.Request
 	out    *response // to the client: answer
 	answer response
-	record *audit.Record
-	event  *audit.Event
+	record audit.Record
+	event  *audit.Event // the record's
 	start  time.Time
 
 	journalled bool
@@ -57,7 +57,9 @@ type call struct {
 		asked    [2]policy.Access
 		recorded [2]audit.Access
 		out      http.Request
+		header   http.Header // out's
 		url      url.URL
+		exchange http1.Room
 	}
 
 	upload    atomic.Pointer[upload] // the body as it goes to the backend
@@ -77,9 +79,16 @@ const (
 	cutRevoked
 )
 
-func newCall(p *Proxy, w http.ResponseWriter, r *http.Request, record *audit.Record, start time.Time) *call {
+// newCall is a call whose record is yet to be begun.
+func newCall(p *Proxy) *call {
 	c := retired.Get().(*call)
-	c.proxy, c.in, c.record, c.event, c.start = p, r, record, &record.Event, start
+	c.proxy, c.event = p, &c.record.Event
+	return c
+}
+
+func (c *call) begin(w http.ResponseWriter, r *http.Request, start time.Time) {
+	p := c.proxy
+	c.in, c.start = r, start
 	c.answer.ResponseWriter = w
 	c.scope.Begin(r.Context())
 	c.ctx, c.out = &c.scope, &c.answer
@@ -93,7 +102,6 @@ func newCall(p *Proxy, w http.ResponseWriter, r *http.Request, record *audit.Rec
 	c.among = p.Telemetry.inFlight.Add(1)
 	c.startSpan()
 	p.calls.enter(c)
-	return c
 }
 
 // finish writes the event. It is deferred before anything else happens, so it sees every way a request ends.
@@ -134,8 +142,17 @@ func (c *call) finish() {
 	c.retire()
 }
 
+const (
+	usualRoom = 8  // most requests to a backend have no more header fields, and a map grows in one step
+	maxRoom   = 32 // of a map that is kept
+)
+
 // retired are calls to use again: blank, so that nothing of a request ever meets another.
-var retired = sync.Pool{New: func() any { return new(call) }}
+var retired = sync.Pool{New: func() any {
+	c := new(call)
+	c.room.header = make(http.Header, usualRoom)
+	return c
+}}
 
 // retire gives the call back where it can be told that nobody has it any more, as it is for most that have no body: it
 // and what is in it are half of what a small request allocates. A body's goroutine, a timer, a context that hangs on the
@@ -147,9 +164,20 @@ func (c *call) retire() {
 		mayBeHeld = mayBeHeld || !own
 	}
 	if !mayBeHeld {
-		*c = call{}
-		retired.Put(c)
+		c.blank()
 	}
+}
+
+// blank keeps of a call what costs to make anew, and has nothing in it.
+func (c *call) blank() {
+	header := c.room.header
+	if len(header) > maxRoom {
+		header = make(http.Header, usualRoom)
+	}
+	clear(header)
+	*c = call{}
+	c.room.header = header
+	retired.Put(c)
 }
 
 // refuse answers with an error, or breaks the connection off where an answer has begun.

@@ -93,9 +93,10 @@ func (c *call) rebuild(b *Backend, body s3wire.Outbound) (*http.Request, error) 
 	u, out := &c.room.url, &c.room.out
 	c.op.WriteURL(u, b.Endpoint, b.PathStyle)
 	*out = http.Request{
-		Method: c.op.Method, URL: u, Host: u.Host, Header: make(http.Header, 8), // most have no more, and a map grows in one step
+		Method: c.op.Method, URL: u, Host: u.Host, Header: c.room.header,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}
+	clear(out.Header)
 	c.op.WriteHeader(out.Header)
 	lowerMetadata(out.Header)
 	for name, value := range body.Header {
@@ -129,7 +130,7 @@ func (c *call) roundTrip(b *Backend, out *http.Request) (*http1.Answer, error) {
 		return nil, err
 	}
 	ctx, end := c.span("backend")
-	answer, err := b.exchange(ctx, out)
+	answer, err := b.exchange(ctx, out, &c.room.exchange)
 	if err != nil {
 		err = c.sendError(b, err)
 		end(err)
@@ -144,9 +145,9 @@ func (c *call) roundTrip(b *Backend, out *http.Request) (*http1.Answer, error) {
 }
 
 // exchange sends out, and reads the head of what is answered. net/http's transport wants the context in the request.
-func (b *Backend) exchange(ctx context.Context, out *http.Request) (*http1.Answer, error) {
+func (b *Backend) exchange(ctx context.Context, out *http.Request, room *http1.Room) (*http1.Answer, error) {
 	if t, ok := b.Transport.(*http1.Transport); ok {
-		return t.Exchange(ctx, out)
+		return t.Exchange(ctx, out, room)
 	}
 	r, err := b.Transport.RoundTrip(out.WithContext(ctx))
 	if err != nil {

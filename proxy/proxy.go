@@ -156,15 +156,16 @@ func (p *Proxy) Malformed(w http.ResponseWriter, r *http.Request, status int) {
 
 func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, serve func(*call)) {
 	start := p.Now()
-	record, err := p.Audit.Begin(start)
-	if err != nil {
+	c := newCall(p)
+	if err := p.Audit.BeginIn(&c.record, start); err != nil {
+		c.blank()
 		// Nothing has been done and nothing can be recorded: the one answer without an event.
 		p.Telemetry.unrecorded.Add(1)
 		w.Header().Set("Retry-After", "1")
 		s3wire.WriteError(w, r, &s3wire.Error{Code: "SlowDown", Message: "the proxy cannot record another request at the moment, so it was not served; retry soon"}, r.URL.Path, "")
 		return
 	}
-	c := newCall(p, w, r, record, start)
+	c.begin(w, r, start)
 	defer c.finish()
 	if most := int64(p.Limits.MaxInFlight); most > 0 && c.among > most {
 		p.Telemetry.crowded.Add(1)

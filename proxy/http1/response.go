@@ -40,7 +40,8 @@ func (w *response) init(c *conn) {
 
 func (w *response) reset() {
 	clear(w.header)
-	w.passed = nil
+	clear(w.passed)
+	w.passed = w.passed[:0]
 	w.out, w.status, w.length, w.sent, w.failure = w.out[:0], 0, -1, 0, nil
 	w.nobody, w.chunked, w.closing, w.headed, w.begun = false, false, false, false, false
 }
@@ -48,8 +49,9 @@ func (w *response) reset() {
 func (w *response) Header() http.Header { return w.header }
 
 // Pass has the answer have fields beside its header, and is to be called before WriteHeader; again, to take back what it
-// was told. A field is neither added to nor replaced by one of the header's.
-func (w *response) Pass(fields Fields) { w.passed = fields }
+// was told. A field is neither added to nor replaced by one of the header's. The list is copied: it may be room that is
+// used again before the answer is sent.
+func (w *response) Pass(fields Fields) { w.passed = append(w.passed[:0], fields...) }
 
 // WriteHeader fixes the status and the header. 1xx are sent at once.
 func (w *response) WriteHeader(status int) {

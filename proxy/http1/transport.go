@@ -63,7 +63,7 @@ var (
 // RoundTrip sends r and reads the head of the answer. Both go on in parallel where the body is not small, and an answer
 // that comes early ends the upload with the exchange.
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
-	a, err := t.Exchange(r.Context(), r)
+	a, err := t.Exchange(r.Context(), r, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -93,9 +93,17 @@ type Answer struct {
 	close   bool
 }
 
+// Room is what one exchange is made in, for who makes many and can tell when one is over: when the answer's body is
+// closed, its fields are no longer looked at, and the request's body, if it had one, has been closed too. It may be made
+// blank then, and used again. One that is not blank is left alone.
+type Room struct{ exchange exchange }
+
 // Exchange is RoundTrip for who passes the answer on: with its fields as a list, and in a context that is not r's, for a
-// request is given its own only by being copied.
-func (t *Transport) Exchange(ctx context.Context, r *http.Request) (*Answer, error) {
+// request is given its own only by being copied. room may be nil.
+func (t *Transport) Exchange(ctx context.Context, r *http.Request, room *Room) (*Answer, error) {
+	if room == nil || room.exchange.link != nil {
+		room = new(Room)
+	}
 	if err := check(r); err != nil {
 		closeBody(r)
 		return nil, err
@@ -117,7 +125,7 @@ func (t *Transport) Exchange(ctx context.Context, r *http.Request) (*Answer, err
 			return nil, err
 		}
 		reused := l.reused
-		answer, untouched, err := l.exchange(ctx, r, small, expect)
+		answer, untouched, err := l.exchange(ctx, &room.exchange, r, small, expect)
 		if err == nil {
 			return answer, nil
 		}
@@ -280,9 +288,9 @@ func (t *Transport) CloseIdleConnections() {
 const smallBody = 16 << 10
 
 // exchange sends the request and reads the answer's head. untouched tells, beside an error, that no byte of an answer
-// had come and none of the body was read.
-func (l *link) exchange(ctx context.Context, r *http.Request, small []byte, expect bool) (_ *Answer, untouched bool, err error) {
-	e := &exchange{link: l}
+// had come and none of the body was read: nobody else then has anything of e, which is used again.
+func (l *link) exchange(ctx context.Context, e *exchange, r *http.Request, small []byte, expect bool) (_ *Answer, untouched bool, err error) {
+	*e = exchange{link: l}
 	if err := e.hold(ctx); err != nil {
 		l.conn.Close()
 		return nil, true, err
@@ -540,7 +548,8 @@ func (e *exchange) hold(ctx context.Context) error {
 		e.scope = scope
 		return scope.join(&e.link.watch, e.link)
 	}
-	e.stop = context.AfterFunc(ctx, func() { e.link.scopeEnded(nil) })
+	l := e.link // e may be another exchange by then
+	e.stop = context.AfterFunc(ctx, func() { l.scopeEnded(nil) })
 	return nil
 }
 
