@@ -1,6 +1,7 @@
 package http1
 
 import (
+	"bytes"
 	"net/http"
 	"net/textproto"
 	"strconv"
@@ -106,42 +107,114 @@ func add(h http.Header, name, value string, room []string) {
 	h[name] = room
 }
 
-// next reads the first of a head's lines after its start line, of which there is one.
-// https://www.rfc-editor.org/rfc/rfc9112#section-5
-func next(lines string) (f Field, rest string, err error) {
-	end := strings.IndexByte(lines, '\n') // there is one, and a CR before it: see reader.head
-	if end < 1 {
-		return f, "", errMalformed
+// heads reads the heads that come on one connection. They say nearly the same each time, so that it remembers the lines of
+// the one before: a line that is, byte for byte, what stood in its place costs a comparison, where another is copied,
+// checked and its name looked up.
+type heads struct {
+	rest []byte
+	at   int // lines taken
+	text string
+
+	last [rememberedLines]struct {
+		line  string
+		field Field
 	}
-	line := lines[:end-1]
+	size  int // of the lines in last, in bytes
+	fresh int // lines taken that were not in last
+}
+
+const (
+	rememberedLines = 16
+	rememberedBytes = smallBuffer // for an idle connection is to cost little
+	// learned is how many lines of a head are copied one by one, to be remembered. Of one that has more that are new,
+	// what is left is copied in one piece, which none of its lines must keep alive.
+	learned = 4
+)
+
+// begin takes the first line. head is to stay as it is until its last field is taken, and must be as reader.head has it.
+func (h *heads) begin(head []byte) string {
+	h.rest, h.at, h.fresh, h.text = head, 0, 0, ""
+	line := h.line()
+	if line == nil {
+		return h.last[0].line
+	}
+	text, learn := h.copy(line)
+	if learn {
+		h.remember(0, text, Field{})
+	}
+	return text
+}
+
+// more tells whether there are fields left.
+func (h *heads) more() bool { return len(h.rest) > len("\r\n") }
+
+// next reads a field. https://www.rfc-editor.org/rfc/rfc9112#section-5
+func (h *heads) next() (Field, error) {
+	at := h.at
+	line := h.line()
+	if line == nil {
+		return h.last[at].field, nil
+	}
+	text, learn := h.copy(line)
+	f, err := parseField(text)
+	if err != nil {
+		return f, err
+	}
+	if learn {
+		h.remember(at, text, f)
+	}
+	return f, nil
+}
+
+// line takes a line without its CRLF; nil = it is the remembered one.
+func (h *heads) line() []byte {
+	end := bytes.IndexByte(h.rest, '\n') // there is one, and a CR before it
+	line := h.rest[:end-1]
+	h.rest = h.rest[end+1:]
+	at := h.at
+	h.at++
+	if at < len(h.last) && h.last[at].line != "" && h.last[at].line == string(line) {
+		return nil
+	}
+	return line
+}
+
+// copy makes a string of the line that was just taken, and tells whether it is one to remember.
+func (h *heads) copy(line []byte) (text string, learn bool) {
+	if h.fresh++; h.fresh <= learned {
+		return string(line), true
+	}
+	left := len(line) + len("\r\n") + len(h.rest)
+	if h.text == "" {
+		h.text = string(line[:left:left]) // up to the head's end: they are of one array
+	}
+	from := len(h.text) - left
+	return h.text[from : from+len(line)], false
+}
+
+func (h *heads) remember(at int, line string, f Field) {
+	if at >= len(h.last) {
+		return
+	}
+	k := &h.last[at]
+	h.size -= len(k.line)
+	k.line, k.field = "", Field{}
+	if h.size+len(line) <= rememberedBytes {
+		h.size += len(line)
+		k.line, k.field = line, f
+	}
+}
+
+func parseField(line string) (Field, error) {
 	colon := strings.IndexByte(line, ':')
 	if colon < 1 || !all(line[:colon], isToken) { // a folded line begins with a space, which is no token
-		return f, "", errMalformed
+		return Field{}, errMalformed
 	}
 	value := trim(line[colon+1:])
 	if !plain(value) && !all(value, isValue) {
-		return f, "", errMalformed
+		return Field{}, errMalformed
 	}
-	return Field{canonical(line[:colon]), value}, lines[end+1:], nil
-}
-
-// noMore is what follows a head's last line.
-const noMore = "\r\n"
-
-// fields reads the lines of a head after the first into h. values is room for them.
-func fields(lines string, h http.Header, values []string) error {
-	for lines != noMore {
-		f, rest, err := next(lines)
-		if err != nil {
-			return err
-		}
-		if lines = rest; len(values) == 0 {
-			values = make([]string, 16)
-		}
-		add(h, f.Name, f.Value, values[:1:1])
-		values = values[1:]
-	}
-	return nil
+	return Field{canonical(line[:colon]), value}, nil
 }
 
 func trim(s string) string {

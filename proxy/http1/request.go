@@ -16,6 +16,7 @@ type request struct {
 	http.Request
 	conn   *conn
 	blank  *http.Request // with the connection's context and nothing else
+	heads  heads
 	header http.Header
 	values [32]string
 
@@ -65,7 +66,7 @@ func (r *request) read() (status int, err error) {
 	default:
 		return 0, err
 	}
-	if status, err := r.parse(string(head)); err != nil {
+	if status, err := r.parse(head); err != nil {
 		return status, err
 	}
 	if !r.body.done {
@@ -80,11 +81,9 @@ func complete(in *reader) bool {
 	return len(b) >= 4 && string(b[len(b)-4:]) == "\r\n\r\n"
 }
 
-// parse reads a head, its text being kept alive by whatever is kept of the request.
-// https://www.rfc-editor.org/rfc/rfc9112#section-3
-func (r *request) parse(head string) (status int, err error) {
-	end := strings.IndexByte(head, '\n')
-	line := head[:end-1]
+// parse reads a head. https://www.rfc-editor.org/rfc/rfc9112#section-3
+func (r *request) parse(head []byte) (status int, err error) {
+	line := r.heads.begin(head)
 	method, rest, ok := strings.Cut(line, " ")
 	target, proto, ok2 := strings.Cut(rest, " ")
 	if !ok || !ok2 || method == "" || target == "" || !all(method, isToken) || !all(target, isURI) {
@@ -101,8 +100,17 @@ func (r *request) parse(head string) (status int, err error) {
 	}
 	clear(r.header)
 	clear(r.values[:])
-	if err := fields(head[end+1:], r.header, r.values[:]); err != nil {
-		return http.StatusBadRequest, err
+	values := r.values[:]
+	for r.heads.more() {
+		f, err := r.heads.next()
+		if err != nil {
+			return http.StatusBadRequest, err
+		}
+		if len(values) == 0 {
+			values = make([]string, 16)
+		}
+		add(r.header, f.Name, f.Value, values[:1:1])
+		values = values[1:]
 	}
 	hosts := r.header["Host"]
 	if len(hosts) > 1 || len(hosts) == 0 && !old || len(hosts) == 1 && !validHost(hosts[0]) {

@@ -46,6 +46,7 @@ type link struct {
 	stream    *stream
 	asker     asker
 	in        reader
+	heads     heads
 	out       []byte
 	reused    bool
 	since     uint64 // idle since so many sweeps
@@ -568,8 +569,8 @@ func (l *link) answer(e *exchange, r *http.Request) (*Answer, error) {
 		if err != nil {
 			return nil, err
 		}
-		text := string(head)
-		if len(text) < len("HTTP/1.1 200\r\n") || text[:7] != "HTTP/1." || text[7] != '1' && text[7] != '0' || text[8] != ' ' {
+		text := l.heads.begin(head)
+		if len(text) < len("HTTP/1.1 200") || text[:7] != "HTTP/1." || text[7] != '1' && text[7] != '0' || text[8] != ' ' {
 			return nil, fmt.Errorf("status line: %w", errMalformed)
 		}
 		status := 0
@@ -579,14 +580,10 @@ func (l *link) answer(e *exchange, r *http.Request) (*Answer, error) {
 			}
 			status = status*10 + int(c-'0')
 		}
-		if status < 100 || text[12] != ' ' && text[12] != '\r' {
+		if status < 100 || len(text) > 12 && text[12] != ' ' {
 			return nil, fmt.Errorf("status line: %w", errMalformed)
 		}
-		end := 12
-		for text[end] != '\n' {
-			end++
-		}
-		line := text[9 : end-1]
+		line := text[9:]
 		if !all(line, isValue) {
 			return nil, fmt.Errorf("status line: %w", errMalformed)
 		}
@@ -594,12 +591,11 @@ func (l *link) answer(e *exchange, r *http.Request) (*Answer, error) {
 		*a = Answer{StatusCode: status, Status: line, Fields: e.fields[:0], Body: e}
 		var room [3][2]string
 		lengths, encodings, connection := room[0][:0], room[1][:0], room[2][:0]
-		for lines := text[end+1:]; lines != noMore; {
-			f, rest, err := next(lines)
+		for l.heads.more() {
+			f, err := l.heads.next()
 			if err != nil {
 				return nil, err
 			}
-			lines = rest
 			switch f.Name {
 			case "Content-Length":
 				lengths = append(lengths, f.Value)
