@@ -267,6 +267,44 @@ func TestReuse(t *testing.T) {
 	}
 }
 
+// A room that has an exchange in it is not taken for another, and a blank one is.
+func TestRoom(t *testing.T) {
+	address := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Path", r.URL.Path)
+		io.WriteString(w, strings.Repeat(r.URL.Path, 1000))
+	})
+	transport := &http1.Transport{}
+	defer transport.CloseIdleConnections()
+	var room http1.Room
+	ask := func(path string) *http1.Answer {
+		t.Helper()
+		r, err := http.NewRequest("GET", "http://"+address+path, nil)
+		must(t, err)
+		answer, err := transport.Exchange(t.Context(), r, &room)
+		must(t, err)
+		return answer
+	}
+	check := func(answer *http1.Answer, path string) {
+		t.Helper()
+		body, err := io.ReadAll(answer.Body)
+		must(t, err)
+		answer.Body.Close()
+		if got := answer.Fields.Get("X-Path"); got != path || string(body) != strings.Repeat(path, 1000) {
+			t.Errorf("%s: answered %q with %.10q…", path, got, body)
+		}
+	}
+	first, second := ask("/1"), ask("/2") // the second while the first is open
+	check(second, "/2")
+	check(first, "/1")
+	check(ask("/3"), "/3") // the room is not blank: /1 might be looked at yet
+	if got := first.Fields.Get("X-Path"); got != "/1" {
+		t.Errorf("/1 became %q", got)
+	}
+	room = http1.Room{}
+	check(ask("/4"), "/4")
+	check(ask("/5"), "/5")
+}
+
 // Bytes that come while nobody asked must not answer the next request.
 func TestUnaskedBytes(t *testing.T) {
 	url, _ := backend(t, "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na", "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nb")

@@ -239,6 +239,22 @@ func TestResponses(t *testing.T) {
 }
 
 // A client that leaves ends its request's context; the next request on a connection is not ended by the last.
+// What is passed on is in an answer's room, which may be another's before the answer is sent.
+func TestPassIsACopy(t *testing.T) {
+	address := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		fields := http1.Fields{{Name: "X-Whose", Value: "mine"}}
+		w.(interface{ Pass(http1.Fields) }).Pass(fields)
+		w.WriteHeader(http.StatusNoContent)
+		fields[0].Value = "another's"
+	})
+	response, err := http.Get("http://" + address)
+	must(t, err)
+	response.Body.Close()
+	if got := response.Header.Get("X-Whose"); got != "mine" {
+		t.Errorf("the client is told %q", got)
+	}
+}
+
 func TestClientLeaves(t *testing.T) {
 	arrived, ended := make(chan struct{}, 1), make(chan struct{}, 1)
 	both(t, func(w http.ResponseWriter, r *http.Request) {
