@@ -361,3 +361,18 @@ func TestSigningKey(t *testing.T) {
 		}
 	}
 }
+
+// The package that is asked is the entrypoint's, whatever another one beside it allows.
+func TestEntrypoint(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "default.rego"), "package s3.authz\nallow := true\n")
+	write(t, filepath.Join(dir, "team.rego"), "package team.storage\nallow if input.key == \"web/x\"\n")
+	for entrypoint, want := range map[any]int{nil: http.StatusOK, "team/storage": http.StatusForbidden} {
+		r := newRig(t, world.Options{}, world.ProxyOptions{PolicyDir: dir, Set: map[string]any{"policy.entrypoint": entrypoint}})
+		r.store(t, "web/x", []byte("x"))
+		r.store(t, "web/y", []byte("y"))
+		if x, y := r.get(t, "/artifacts/web/x").StatusCode, r.get(t, "/artifacts/web/y").StatusCode; x != http.StatusOK || y != want {
+			t.Errorf("entrypoint %v: %d and %d", entrypoint, x, y)
+		}
+	}
+}
