@@ -41,21 +41,28 @@ func (c *call) secrets() [2]string {
 	return [2]string{telling(signature), telling(sent.Get("X-Amz-Security-Token"))}
 }
 
-// longestSecret is how much of a secret is looked for.
-const longestSecret = 64
+// longestSecret is how much of a secret is looked for at most, and tellingRun how much is enough to be nothing else.
+const (
+	longestSecret = 64
+	tellingRun    = 24
+)
 
-// telling is the longest run of letters and digits, or all, should there be none that is long enough to be nothing else.
+// telling is the last run of letters and digits that is long enough, or else the longest, or all of a secret that has
+// nothing long. It is looked for at every request, and so no further than it has to be; from behind, for tokens begin alike.
 func telling(secret string) string {
 	longest := ""
-	for from := 0; from < len(secret); {
-		to := from
-		for to < len(secret) && isAlphanumeric(secret[to]) {
-			to++
+	for to := len(secret); to > 0; {
+		from := to
+		for from > 0 && to-from < tellingRun && isAlphanumeric(secret[from-1]) {
+			from--
+		}
+		if to-from == tellingRun {
+			return secret[from:to]
 		}
 		if to-from > len(longest) {
 			longest = secret[from:to]
 		}
-		from = to + 1
+		to = from - 1
 	}
 	if len(longest) < 16 {
 		longest = secret
