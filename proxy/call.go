@@ -52,6 +52,7 @@ type call struct {
 
 	// What the call makes on its way, in one piece with it: each would be an allocation of its own.
 	room struct {
+		op       s3wire.Operation
 		question policy.Question
 		request  policy.Request
 		asked    [2]policy.Access

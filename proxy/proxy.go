@@ -188,7 +188,7 @@ func (c *call) serve() {
 	}
 
 	_, end := c.span("parse")
-	op, err := c.proxy.addressing.Parse(c.in)
+	op, err := c.proxy.addressing.ParseIn(&c.room.op, c.in)
 	end(err)
 	if op != nil {
 		c.setOperation(op) // what was understood of a request that is refused is recorded too

@@ -11,12 +11,15 @@ import (
 //
 // With an error the Operation is nil, or what had been understood by then: good for a record of what was asked,
 // and for nothing else.
-func (a Addressing) Parse(r *http.Request) (*Operation, error) {
+func (a Addressing) Parse(r *http.Request) (*Operation, error) { return a.ParseIn(new(Operation), r) }
+
+// ParseIn is Parse for who has room for the operation.
+func (a Addressing) ParseIn(op *Operation, r *http.Request) (*Operation, error) {
 	t, err := readTarget(r)
 	if err != nil {
 		return nil, err
 	}
-	op := &Operation{Method: r.Method}
+	*op = Operation{Method: r.Method}
 	if op.Bucket, op.Key, err = a.address(t); err != nil {
 		return op, err
 	}

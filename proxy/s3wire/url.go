@@ -98,7 +98,10 @@ func (op *Operation) rawQuery() string {
 //
 // For DeleteObjects the digests are left out too: the body is not the client's, and Delete.Encode has its own.
 func (op *Operation) WriteHeader(h http.Header) {
-	values := make([]string, 0, len(op.headers)+2) // one array for all
+	var values []string // one array for all
+	if n := len(op.headers); n > 0 || op.Source != nil || op.Payload.Encoding != "" {
+		values = make([]string, 0, n+2)
+	}
 	set := func(name, value string) {
 		values = append(values, value)
 		h[name] = values[len(values)-1 : len(values) : len(values)]
