@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"bytes"
 	"crypto/tls"
 	"encoding/json"
 	"io"
@@ -12,6 +13,9 @@ import (
 	"time"
 
 	"github.com/sluice-s3/sluice/proxy/identity/oidctest"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 )
 
 // doors are all ways in for a token. Each answers whether it was let in.
@@ -150,6 +154,44 @@ func TestT17HostIsTheNameOfTheConnection(t *testing.T) {
 	} {
 		if got := ask("example.com", host); got != want {
 			t.Errorf("Host %s on a connection for example.com: %d, want %d", host, got, want)
+		}
+		r.event()
+	}
+}
+
+// T17 over HTTP/2, where a stream says by itself what scheme it has. One that says http is on the same connection all the
+// same.
+func TestT17StreamOfAnotherScheme(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	server := httptest.NewUnstartedServer(r.proxy)
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	defer server.Close()
+	for scheme, want := range map[string]string{"https": "200", "http": "421"} {
+		conn, err := tls.Dial("tcp", server.Listener.Addr().String(), &tls.Config{RootCAs: server.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs, ServerName: "example.com", NextProtos: []string{"h2"}})
+		must(t, err)
+		defer conn.Close()
+		_, err = io.WriteString(conn, http2.ClientPreface)
+		must(t, err)
+		framer := http2.NewFramer(conn, conn)
+		framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+		must(t, framer.WriteSettings())
+		host := map[string]string{"https": "example.com", "http": "other.example.com"}[scheme]
+		var block bytes.Buffer
+		encoder := hpack.NewEncoder(&block)
+		for _, f := range [][2]string{{":method", "GET"}, {":scheme", scheme}, {":authority", host}, {":path", "/artifacts/web/k"}, {"authorization", "Bearer " + r.token()}} {
+			must(t, encoder.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]}))
+		}
+		must(t, framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndStream: true, EndHeaders: true}))
+		for {
+			frame, err := framer.ReadFrame()
+			must(t, err)
+			if head, ok := frame.(*http2.MetaHeadersFrame); ok {
+				if got := head.PseudoValue("status"); got != want {
+					t.Errorf(":scheme %s, :authority %s on a connection for example.com: %s, want %s", scheme, host, got, want)
+				}
+				break
+			}
 		}
 		r.event()
 	}
