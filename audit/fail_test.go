@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/sluice-s3/sluice/audit"
+	"github.com/sluice-s3/sluice/test/machine"
 )
 
 // serve plays requests until stop is called, and tells the ids of those that were served.
@@ -94,11 +95,7 @@ func mustHoldExactly(t testing.TB, ids []string, paths ...string) {
 
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("never: %s", what)
-		}
-	}
+	machine.Until(t, what, ok)
 }
 
 func full(log *audit.Log) func() bool {

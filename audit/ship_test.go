@@ -26,6 +26,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/audit/ship"
+	"github.com/sluice-s3/sluice/test/machine"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	collector "go.opentelemetry.io/proto/otlp/collector/logs/v1"
@@ -60,7 +61,6 @@ func (r *restartable) up() {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	r.address = l.Addr().String()
 	r.server = &http.Server{Handler: r.handler}
 	go r.server.Serve(l)
 }
@@ -68,7 +68,7 @@ func (r *restartable) up() {
 func (r *restartable) down() { r.server.Close() }
 
 func startHTTP(t *testing.T, h http.HandlerFunc) *restartable {
-	r := &restartable{t: t, address: "127.0.0.1:0", handler: h}
+	r := &restartable{t: t, address: fmt.Sprintf("127.0.0.1:%d", machine.FreePort(t)), handler: h}
 	r.up()
 	t.Cleanup(func() { r.server.Close() })
 	return r
@@ -180,7 +180,7 @@ func plainStream(t *testing.T) *farEnd { return natsEnd(t, true) }
 func natsEnd(t *testing.T, plain bool) *farEnd {
 	dir := t.TempDir()
 	var s *server.Server
-	port := -1
+	port := machine.FreePort(t)
 	up := func() {
 		t.Helper()
 		var err error
@@ -189,10 +189,9 @@ func natsEnd(t *testing.T, plain bool) *farEnd {
 			t.Fatal(err)
 		}
 		go s.Start()
-		if !s.ReadyForConnections(20 * time.Second) {
+		if !s.ReadyForConnections(machine.Patience) {
 			t.Fatal("the NATS server does not start")
 		}
-		port = s.Addr().(*net.TCPAddr).Port
 	}
 	down := func() { s.Shutdown(); s.WaitForShutdown() }
 	up()
@@ -248,15 +247,11 @@ func natsEnd(t *testing.T, plain bool) *farEnd {
 
 func kafkaCluster(t *testing.T) *farEnd {
 	dir := t.TempDir()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	l.Close()
+	port := machine.FreePort(t)
 	var c *kfake.Cluster
 	up := func() {
 		t.Helper()
+		var err error
 		if c, err = kfake.NewCluster(kfake.NumBrokers(1), kfake.Ports(port), kfake.DataDir(dir), kfake.SyncWrites(), kfake.SeedTopics(3, "audit")); err != nil {
 			t.Fatal(err)
 		}
@@ -272,15 +267,13 @@ func kafkaCluster(t *testing.T) *farEnd {
 				t.Fatal(err)
 			}
 			defer client.Close()
+			left := int64(0)
+			for _, p := range c.PartitionInfos("audit") {
+				left += p.HighWatermark - p.LogStartOffset
+			}
 			partitions := map[int32]bool{}
-			for {
-				ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
-				f := client.PollFetches(ctx)
-				cancel()
-				if f.NumRecords() == 0 {
-					break
-				}
-				f.EachRecord(func(r *kgo.Record) {
+			for int64(len(got)) < left {
+				client.PollFetches(t.Context()).EachRecord(func(r *kgo.Record) {
 					partitions[r.Partition] = true
 					got = append(got, body{string(r.Headers[0].Value), string(r.Value)})
 				})
@@ -338,7 +331,7 @@ func TestShippedAtLeastOnceInOrderOverOutages(t *testing.T) {
 			if s := log.Stats(); s.Ship[0].Lag < 100 || s.Refused > 0 {
 				t.Errorf("lag %d, %d refused", s.Ship[0].Lag, s.Refused)
 			}
-			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), machine.Patience)
 			if err := log.Close(ctx); err != nil {
 				t.Error(err)
 			}

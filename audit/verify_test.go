@@ -17,6 +17,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/sluice-s3/sluice/audit"
+	"github.com/sluice-s3/sluice/test/machine"
 )
 
 // open opens a log in a new directory and closes it with the test.
@@ -50,7 +51,7 @@ func record(t testing.TB, log *audit.Log, n int) {
 // begin waits for room.
 func begin(t testing.TB, log *audit.Log) *audit.Record {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; {
+	for deadline := time.Now().Add(machine.Patience); ; {
 		r, err := log.Begin(time.Now())
 		if err == nil {
 			return r
@@ -64,7 +65,7 @@ func begin(t testing.TB, log *audit.Log) *audit.Record {
 
 func closeLog(t testing.TB, log *audit.Log) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), machine.Patience)
 	defer cancel()
 	if err := log.Close(ctx); err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/sluice-s3/sluice/policy"
 	"github.com/sluice-s3/sluice/policy/policytest"
+	"github.com/sluice-s3/sluice/test/machine"
 )
 
 func TestOPA(t *testing.T) {
@@ -108,7 +109,7 @@ func TestOPALongPoll(t *testing.T) {
 			if s.Revision != revision || s.Err != nil {
 				t.Errorf("%+v, want %s", s, revision)
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(machine.Patience):
 			t.Fatalf("%s not heard of in time; %+v", revision, e.Status())
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sluice-s3/sluice/policy"
+	"github.com/sluice-s3/sluice/test/machine"
 )
 
 // watched opens the configuration and gives what onReload hears.
@@ -28,7 +29,7 @@ func watched(t *testing.T, c policy.Config) (*policy.Engine, func(until func(pol
 	})
 	return e, func(until func(policy.Status) bool) policy.Status {
 		t.Helper()
-		deadline := time.After(20 * time.Second)
+		deadline := time.After(machine.Patience)
 		for {
 			select {
 			case s := <-heard:

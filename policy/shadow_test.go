@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sluice-s3/sluice/policy"
+	"github.com/sluice-s3/sluice/test/machine"
 )
 
 func TestShadow(t *testing.T) {
@@ -35,11 +36,9 @@ func TestShadow(t *testing.T) {
 			if s := status.Shadow; s == nil || s.Revision == "" && s.Err == nil {
 				status = heard(func(s policy.Status) bool { return s.Shadow.Revision != "" || s.Shadow.Err != nil })
 			}
-			start := time.Now()
+			watch := machine.Watch(t)
 			d := decide(t, e, question())
-			if took := time.Since(start); took > 500*time.Millisecond {
-				t.Errorf("took %v", took)
-			}
+			watch.Within(t, 500*time.Millisecond, "decided")
 			if !d.Allow || d.Role != "r" || d.Revision != status.Revision {
 				t.Errorf("obeyed: %+v", d)
 			}

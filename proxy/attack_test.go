@@ -14,6 +14,7 @@ import (
 
 	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/proxy"
+	"github.com/sluice-s3/sluice/test/machine"
 )
 
 // T16: a whole URL as request target is refused at Sluice's own doors too.
@@ -87,7 +88,7 @@ func TestT24FormsThatTrickle(t *testing.T) {
 					_, err = io.WriteString(c, "a")
 				}
 			}()
-			c.SetReadDeadline(time.Now().Add(10 * time.Second))
+			c.SetReadDeadline(time.Now().Add(machine.Patience))
 			// Who still sends when the connection is closed may lose the answer.
 			if answer, err := http.ReadResponse(bufio.NewReader(c), nil); err == nil && answer.StatusCode != 400 || errors.Is(err, os.ErrDeadlineExceeded) {
 				t.Errorf("%s: %v %v", target, answer, err)
@@ -95,10 +96,13 @@ func TestT24FormsThatTrickle(t *testing.T) {
 		}
 		r.events(places)
 	}
-	if answer, body := r.do(r.request("GET", "/artifacts/web/k", nil)); answer.StatusCode != 200 {
-		t.Errorf("%s %s", answer.Status, body)
-	}
-	r.event()
+	tries := 0
+	machine.Until(t, "a place is free", func() bool { // on a slow machine the timeout is also too short for an honest request
+		tries++
+		answer, _ := r.do(r.request("GET", "/artifacts/web/k", nil))
+		return answer.StatusCode == 200
+	})
+	r.events(tries)
 }
 
 // What a client breaks off is no failure of Sluice's, which would page somebody.

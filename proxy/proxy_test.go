@@ -18,6 +18,7 @@ import (
 	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/proxy"
 	"github.com/sluice-s3/sluice/proxy/s3test"
+	"github.com/sluice-s3/sluice/test/machine"
 )
 
 func TestPutReachesTheBackendRebuilt(t *testing.T) {
@@ -229,12 +230,7 @@ func TestBackendCutsMidAnswer(t *testing.T) {
 
 func TestBackendDown(t *testing.T) {
 	r := newRig(t, rigOptions{configure: func(c *proxy.Config) {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			panic(err)
-		}
-		l.Close()
-		c.Backends[0].Endpoint = &url.URL{Scheme: "http", Host: l.Addr().String()}
+		c.Backends[0].Endpoint = &url.URL{Scheme: "http", Host: fmt.Sprintf("127.0.0.1:%d", machine.FreePort(t))}
 	}})
 	response, body := r.do(r.request("GET", "/artifacts/web/k", nil))
 	if response.StatusCode != 503 || !strings.Contains(body, "ServiceUnavailable") || response.Header.Get("Retry-After") == "" {
@@ -247,8 +243,10 @@ func TestBackendDown(t *testing.T) {
 }
 
 func TestNothingMovesForTheIdleTimeout(t *testing.T) {
-	short := func(c *proxy.Config) { c.Limits.IdleTimeout = 50 * time.Millisecond }
+	// Long enough for what is not to time out on a slow machine, too.
+	short := func(c *proxy.Config) { c.Limits.IdleTimeout = time.Second }
 	t.Run("client", func(t *testing.T) {
+		t.Parallel()
 		r := newRig(t, rigOptions{configure: short})
 		response, body := r.raw("PUT /artifacts/web/k HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + r.token() + "\r\nContent-Length: 1000\r\n\r\nonly this")
 		if response.StatusCode != 400 || !strings.Contains(body, "RequestTimeout") {
@@ -257,6 +255,7 @@ func TestNothingMovesForTheIdleTimeout(t *testing.T) {
 		check(t, r.event(), map[string]any{"outcome": "aborted", "error": "RequestTimeout"})
 	})
 	t.Run("backend", func(t *testing.T) {
+		t.Parallel()
 		r := newRig(t, rigOptions{configure: short})
 		r.backend.Handle(func(w http.ResponseWriter, q *s3test.Request) {
 			w.Header().Set("Content-Length", "1000")
@@ -270,12 +269,13 @@ func TestNothingMovesForTheIdleTimeout(t *testing.T) {
 		check(t, r.event(), map[string]any{"outcome": "aborted"})
 	})
 	t.Run("slow but moving", func(t *testing.T) {
-		r := newRig(t, rigOptions{configure: func(c *proxy.Config) { c.Limits.IdleTimeout = 200 * time.Millisecond }})
+		t.Parallel()
+		r := newRig(t, rigOptions{configure: short})
 		r.backend.Handle(func(w http.ResponseWriter, q *s3test.Request) {
 			for range 20 {
 				io.WriteString(w, "x")
 				http.NewResponseController(w).Flush()
-				time.Sleep(20 * time.Millisecond) // what is tested is that time passes
+				time.Sleep(75 * time.Millisecond) // what is tested is that time passes
 			}
 		})
 		if _, body := r.do(r.request("GET", "/artifacts/web/k", nil)); len(body) != 20 {

@@ -30,6 +30,7 @@ import (
 	"github.com/sluice-s3/sluice/proxy/identity/oidctest"
 	"github.com/sluice-s3/sluice/proxy/s3test"
 	"github.com/sluice-s3/sluice/signer"
+	"github.com/sluice-s3/sluice/test/machine"
 )
 
 func TestMain(m *testing.M) {
@@ -233,7 +234,7 @@ func (r *rig) raw(bytes string) (*http.Response, string) {
 	c, err := net.Dial("tcp", r.server.Listener.Addr().String())
 	must(r.t, err)
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(machine.Patience))
 	_, err = io.WriteString(c, bytes)
 	must(r.t, err)
 	response, err := http.ReadResponse(bufio.NewReader(c), nil)
@@ -246,7 +247,7 @@ func (r *rig) raw(bytes string) (*http.Response, string) {
 // none leaves an event too many.
 func (r *rig) events(n int) []audit.Event {
 	r.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(machine.Patience)
 	for {
 		all := r.read()
 		if len(all) >= r.seen+n {
@@ -258,7 +259,7 @@ func (r *rig) events(n int) []audit.Event {
 			return events
 		}
 		if time.Now().After(deadline) {
-			r.t.Fatalf("%d events after 20 s, want %d", len(all)-r.seen, n)
+			r.t.Fatalf("%d events in time, want %d", len(all)-r.seen, n)
 		}
 		time.Sleep(time.Millisecond)
 	}

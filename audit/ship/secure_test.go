@@ -20,6 +20,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nkeys"
 	"github.com/sluice-s3/sluice/audit/ship"
+	"github.com/sluice-s3/sluice/test/machine"
 	"github.com/twmb/franz-go/pkg/kfake"
 )
 
@@ -174,7 +175,7 @@ func startNATS(t *testing.T, o *server.Options) *server.Server {
 	}
 	go s.Start()
 	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-	if !s.ReadyForConnections(20 * time.Second) {
+	if !s.ReadyForConnections(machine.Patience) {
 		t.Fatal("the NATS server does not start")
 	}
 	return s

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sluice-s3/sluice/proxy/http1"
+	"github.com/sluice-s3/sluice/test/machine"
 )
 
 // Who still has a request's body when its handler is done, as a transport's goroutine may, reads nothing of the next
@@ -64,7 +65,7 @@ func TestClientThatNeverReads(t *testing.T) {
 			if config != nil {
 				c = tls.Client(c, &tls.Config{InsecureSkipVerify: true})
 			}
-			must(t, c.SetDeadline(time.Now().Add(10*time.Second)))
+			must(t, c.SetDeadline(time.Now().Add(machine.Patience)))
 			for err == nil {
 				_, err = io.WriteString(c, "GET / HTTP/1.1\r\nHost: h\r\n\r\n")
 			}

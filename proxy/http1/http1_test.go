@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/sluice-s3/sluice/proxy/http1"
+	"github.com/sluice-s3/sluice/test/machine"
 )
 
 func must(t testing.TB, err error) {
@@ -30,7 +31,7 @@ func serve(t testing.TB, h http.HandlerFunc) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
-	s := &http1.Server{Handler: h, HeaderTimeout: 5 * time.Second, IdleTimeout: 20 * time.Second}
+	s := &http1.Server{Handler: h, HeaderTimeout: machine.Patience, IdleTimeout: machine.Patience}
 	go s.Serve(l)
 	t.Cleanup(func() { s.Close() })
 	return l.Addr().String()
@@ -49,7 +50,7 @@ func both(t *testing.T, h http.HandlerFunc, test func(t *testing.T, address stri
 // transports are net/http's and this package's.
 func transports(t *testing.T, test func(t *testing.T, rt http.RoundTripper)) {
 	t.Run("net/http", func(t *testing.T) {
-		rt := &http.Transport{DisableCompression: true, ExpectContinueTimeout: time.Second}
+		rt := &http.Transport{DisableCompression: true, ExpectContinueTimeout: machine.Patience}
 		defer rt.CloseIdleConnections()
 		test(t, rt)
 	})
@@ -65,7 +66,7 @@ func raw(t *testing.T, address, text string) (net.Conn, *bufio.Reader) {
 	c, err := net.Dial("tcp", address)
 	must(t, err)
 	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(machine.Patience))
 	_, err = io.WriteString(c, text)
 	must(t, err)
 	return c, bufio.NewReader(c)
@@ -471,32 +472,39 @@ func (f failing) Read([]byte) (int, error) { return 0, f.err }
 
 func TestCancel(t *testing.T) {
 	transports(t, func(t *testing.T, rt http.RoundTripper) {
-		gone := make(chan struct{}, 2)
+		arrived, gone := make(chan struct{}, 3), make(chan struct{}, 3)
 		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/body" {
 				w.Header().Set("Content-Length", "100")
 				http.NewResponseController(w).Flush()
 			}
+			arrived <- struct{}{}
 			<-r.Context().Done()
 			gone <- struct{}{}
 		}))
 		defer s.Close()
-		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-		defer cancel()
+		ctx, cancel := context.WithCancel(t.Context())
 		r, _ := http.NewRequestWithContext(ctx, "GET", s.URL+"/head", nil)
-		if _, err := rt.RoundTrip(r); !errors.Is(err, context.DeadlineExceeded) {
+		go func() { <-arrived; cancel() }()
+		if _, err := rt.RoundTrip(r); !errors.Is(err, context.Canceled) {
 			t.Error(err)
 		}
 		<-gone
-		ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
-		defer cancel()
+		ctx, cancel = context.WithCancel(t.Context())
 		r, _ = http.NewRequestWithContext(ctx, "GET", s.URL+"/body", nil)
 		response, err := rt.RoundTrip(r)
 		must(t, err)
+		time.AfterFunc(10*time.Millisecond, cancel) // while the body is read, or before
 		if _, err := io.ReadAll(response.Body); err == nil {
 			t.Error("read to the end")
 		}
 		<-gone
+		ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		r, _ = http.NewRequestWithContext(ctx, "GET", s.URL+"/late", nil)
+		if _, err := rt.RoundTrip(r); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
 	})
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/sluice-s3/sluice/proxy/identity"
+	"github.com/sluice-s3/sluice/test/machine"
 )
 
 const announcements = "sluice_revocations.revoked"
@@ -227,7 +228,7 @@ func TestAskedWhatWasMissed(t *testing.T) {
 	}
 	say(t, conn, `{"ask": true}`)
 	for {
-		m, err := heard.NextMsg(10 * time.Second)
+		m, err := heard.NextMsg(machine.Patience)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -313,7 +314,7 @@ func TestNATSPermissions(t *testing.T) {
 			if !strings.Contains(err.Error(), "ermissions") {
 				t.Errorf("%s: %v", subject, err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(machine.Patience):
 			t.Errorf("anybody may publish on %s", subject)
 		}
 	}

@@ -3,7 +3,6 @@ package identity_test
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/sluice-s3/sluice/proxy/identity"
 	"github.com/sluice-s3/sluice/proxy/identity/oidctest"
+	"github.com/sluice-s3/sluice/test/machine"
 )
 
 // natsServer is a NATS server with JetStream, in this process, that can be stopped and started.
@@ -30,7 +30,7 @@ type natsServer struct {
 func startNATS(t *testing.T, change ...func(*server.Options)) *natsServer {
 	t.Helper()
 	s := &natsServer{t: t, options: server.Options{
-		Host: "127.0.0.1", Port: freePort(t), JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true,
+		Host: "127.0.0.1", Port: machine.FreePort(t), JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true,
 	}}
 	for _, f := range change {
 		f(&s.options)
@@ -48,7 +48,7 @@ func (s *natsServer) start() {
 		s.t.Fatal(err)
 	}
 	running.Start()
-	if !running.ReadyForConnections(20 * time.Second) {
+	if !running.ReadyForConnections(machine.Patience) {
 		s.t.Fatal("the NATS server does not start")
 	}
 	s.Server = running
@@ -60,16 +60,6 @@ func (s *natsServer) stop() {
 }
 
 func (s *natsServer) url() string { return fmt.Sprintf("nats://127.0.0.1:%d", s.options.Port) }
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
 
 func shared(r *identity.Revocations) func() bool {
 	return func() bool { s := r.Status(); return s.Ready && s.Shared && s.Pending == 0 }
@@ -88,17 +78,13 @@ func TestNATSSharesRevocations(t *testing.T) {
 	if refuses(a, "env-42") || refuses(b, "env-42") {
 		t.Fatal("revoked already")
 	}
-	began := time.Now()
+	watch := machine.Watch(t)
 	v, err := a.Add(t.Context(), identity.Revocation{Issuer: "i", Session: "env-42"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the other replica to know", func() bool { return refuses(b, "env-42") && cut.Load() })
-	if took := time.Since(began); took > time.Second {
-		t.Errorf("it took %v", took)
-	} else {
-		t.Logf("known everywhere after %v", took)
-	}
+	watch.Within(t, time.Second, "known everywhere")
 	if list := b.List(); len(list) != 1 || list[0] != v {
 		t.Errorf("there %+v, here %+v", list, v)
 	}
@@ -326,7 +312,7 @@ func TestNATSCluster(t *testing.T) {
 	if testing.Short() {
 		t.Skip("three servers")
 	}
-	ports := []int{freePort(t), freePort(t), freePort(t)}
+	ports := []int{machine.FreePort(t), machine.FreePort(t), machine.FreePort(t)}
 	var routes []*url.URL
 	for _, port := range ports {
 		routes = append(routes, &url.URL{Scheme: "nats", Host: fmt.Sprintf("127.0.0.1:%d", port)})
@@ -349,11 +335,7 @@ func TestNATSCluster(t *testing.T) {
 	}
 	store := identity.RevocationConfig{Store: strings.Join(names, ",")}
 	a, b := openRevocations(t, store, nil), openRevocations(t, store, nil)
-	for deadline := time.Now().Add(60 * time.Second); !shared(a)() || !shared(b)(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not shared: %+v", a.Status())
-		}
-	}
+	eventually(t, "both to share", func() bool { return shared(a)() && shared(b)() })
 	kv, js := bucket(t, names[0], "sluice_revocations")
 	stream, err := js.Stream(t.Context(), "KV_sluice_revocations")
 	if err != nil {
@@ -376,11 +358,7 @@ func TestNATSCluster(t *testing.T) {
 	if _, err := a.Add(t.Context(), identity.Revocation{Issuer: "i", Session: "during"}); err != nil && !errors.Is(err, identity.ErrNotShared) {
 		t.Error(err)
 	}
-	for deadline := time.Now().Add(60 * time.Second); !refuses(b, "before") || !refuses(b, "during"); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("the other replica does not know: %+v", b.Status())
-		}
-	}
+	eventually(t, "the other replica to know", func() bool { return refuses(b, "before") && refuses(b, "during") })
 	eventually(t, "both to share again", func() bool { return shared(a)() && shared(b)() })
 	// One of the watches may have died with the server, unnoticed so far.
 	began := time.Now()

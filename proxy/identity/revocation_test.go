@@ -21,6 +21,7 @@ import (
 
 	"github.com/sluice-s3/sluice/proxy/identity"
 	"github.com/sluice-s3/sluice/proxy/identity/oidctest"
+	"github.com/sluice-s3/sluice/test/machine"
 )
 
 func openRevocations(t testing.TB, c identity.RevocationConfig, now func() time.Time) *identity.Revocations {
@@ -256,7 +257,7 @@ func TestRevocationLeavesNoGap(t *testing.T) {
 		}
 		select {
 		case <-cut:
-		case <-time.After(10 * time.Second):
+		case <-time.After(machine.Patience):
 			t.Fatal("neither refused nor cut")
 		}
 	}

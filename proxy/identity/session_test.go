@@ -418,15 +418,10 @@ func TestKeyFileIsWatched(t *testing.T) {
 	w := start(t, func(c *identity.Config) { c.Sessions.KeyFile = path })
 	session := w.session(nil)
 	writeKeys(t, path, newKey())
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	eventually(t, "the keys to be read again", func() bool {
 		_, err := w.Authenticate(w.signed(session, "GET", "http://s3.example.com/b/k", "", ""))
-		if kindOf(err) == identity.BadToken {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("the keys were not read again: %v", err)
-		}
-	}
+		return kindOf(err) == identity.BadToken
+	})
 }
 
 // Without a key file a reload of the configuration makes a new Authenticator, which must know the old one's sessions.

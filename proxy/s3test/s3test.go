@@ -218,12 +218,15 @@ func (b *Backend) Last() Request {
 	return requests[len(requests)-1]
 }
 
+// patience is far longer than anything takes that a test waits for.
+const patience = 2 * time.Minute
+
 // Wait waits until n requests have come and ended, whichever way, and returns all.
 func (b *Backend) Wait(n int) []Request {
 	b.t.Helper()
-	late := time.AfterFunc(20*time.Second, b.changed.Broadcast)
+	late := time.AfterFunc(patience, b.changed.Broadcast)
 	defer late.Stop()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(patience)
 	b.mu.Lock()
 	for !b.ended(n) && time.Now().Before(deadline) {
 		b.changed.Wait()
@@ -231,7 +234,7 @@ func (b *Backend) Wait(n int) []Request {
 	ok := b.ended(n)
 	b.mu.Unlock()
 	if !ok {
-		b.t.Fatalf("s3test: %d requests have not come and ended within 20s: %d came", n, len(b.Requests()))
+		b.t.Fatalf("s3test: %d requests have not come and ended in time: %d came", n, len(b.Requests()))
 	}
 	return b.Requests()
 }

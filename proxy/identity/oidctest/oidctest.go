@@ -49,6 +49,7 @@ type Issuer struct {
 	keys        []jose.JSONWebKey
 	made        int
 	fault       Fault
+	over        chan struct{} // closed when there is another fault
 	fetches     int
 	discoveries int
 	closed      chan struct{}
@@ -57,7 +58,7 @@ type Issuer struct {
 // Fault is how an issuer misbehaves, at discovery and at its keys alike. The zero value is health.
 type Fault struct {
 	Drop     bool          // cut the connection without an answer
-	Delay    time.Duration // before the answer
+	Delay    time.Duration // before the answer, or until the next call of Fail
 	Status   int           // instead of 200
 	Redirect string        // to this URL, with 302
 	Body     string        // instead of the document
@@ -79,7 +80,7 @@ func New(o Options) *Issuer {
 	if err != nil {
 		panic(fmt.Sprintf("oidctest: %v", err))
 	}
-	i := &Issuer{alg: jose.SignatureAlgorithm(o.Algorithm), now: o.Now, closed: make(chan struct{})}
+	i := &Issuer{alg: jose.SignatureAlgorithm(o.Algorithm), now: o.Now, closed: make(chan struct{}), over: make(chan struct{})}
 	i.url = "http://" + listener.Addr().String() + o.Path
 	if o.TLS {
 		i.url = "https://" + listener.Addr().String() + o.Path
@@ -123,6 +124,8 @@ func (i *Issuer) Fail(f Fault) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.fault = f
+	close(i.over)
+	i.over = make(chan struct{})
 }
 
 // Fetches counts the requests for keys, failed ones included.
@@ -338,13 +341,14 @@ func (i *Issuer) serveKeys(w http.ResponseWriter, r *http.Request) {
 
 func (i *Issuer) answer(w http.ResponseWriter, r *http.Request, document []byte) {
 	i.mu.Lock()
-	fault := i.fault
+	fault, over := i.fault, i.over
 	i.mu.Unlock()
 	if fault.Delay > 0 {
 		wait, cancel := context.WithTimeout(r.Context(), fault.Delay)
 		defer cancel()
 		select {
 		case <-wait.Done():
+		case <-over:
 		case <-i.closed:
 		}
 	}

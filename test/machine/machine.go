@@ -1,0 +1,92 @@
+// Package machine keeps tests right on whatever machine they run, however slow it is and whoever else is at work on it.
+package machine
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// Patience is for what comes to pass sooner or later: far longer than it takes anywhere, for no test that passes waits for
+// its end.
+const Patience = 2 * time.Minute
+
+// Until waits for something that happens elsewhere.
+func Until(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(Patience); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %v: %s", Patience, what)
+		}
+	}
+}
+
+// FreePort is one that nothing listens on, for a server that cannot choose by itself, or that comes back at the same place.
+// It is below those that the system hands out: one of these would be the next client's before the server has it.
+func FreePort(t testing.TB) int {
+	t.Helper()
+	for range 100 {
+		port := 20000 + rand.IntN(12000)
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil {
+			l.Close()
+			return port
+		}
+	}
+	t.Fatal("no port is free")
+	return 0
+}
+
+// A Stopwatch tells what is slow from a machine that is. Where a promise is of time, the time that is the machine's own does
+// not count: a second is kept by nobody who is not let run.
+type Stopwatch struct {
+	began time.Time
+	late  atomic.Int64 // by how much this process has been kept from running since, in nanoseconds
+}
+
+// Watch starts a Stopwatch, which runs until the test ends.
+func Watch(t testing.TB) *Stopwatch {
+	const tick = 5 * time.Millisecond
+	s := &Stopwatch{began: time.Now()}
+	ended := t.Context().Done()
+	go func() {
+		for last := time.Now(); ; {
+			select {
+			case <-ended:
+				return
+			case <-time.After(tick):
+			}
+			now := time.Now()
+			if late := now.Sub(last) - tick; late > tick/2 { // timers are not exact
+				s.late.Add(int64(late))
+			}
+			last = now
+		}
+	}()
+	return s
+}
+
+// Took is the time since Watch.
+func (s *Stopwatch) Took() time.Duration { return time.Since(s.began) }
+
+// Excuse is how much of that may be the machine's. It is ten times what this process was kept from running, since what is
+// timed is a chain of processes that wait for each other, and each of them is kept so. On a machine that has nothing else to
+// do it is as good as nothing.
+func (s *Stopwatch) Excuse() time.Duration { return 10 * time.Duration(s.late.Load()) }
+
+// Within fails the test if what has been done since Watch took longer than promised, and the machine is no excuse.
+func (s *Stopwatch) Within(t testing.TB, promised time.Duration, what string) {
+	t.Helper()
+	took, excuse := s.Took(), s.Excuse()
+	switch {
+	case took <= promised:
+		t.Logf("%s: %v", what, took.Round(time.Millisecond))
+	case took <= promised+excuse:
+		t.Logf("SKIPPED: this machine is too busy to tell whether it is within %v: %s: %v", promised, what, took.Round(time.Millisecond))
+	default:
+		t.Errorf("not within %v: %s: %v, of which the machine may have cost %v", promised, what, took, excuse)
+	}
+}
