@@ -81,8 +81,16 @@ func (f *follower) read() (line []byte, seq uint64, err error) {
 			case err == nil && named.Size() > 0:
 				f.last = true // what was written before the new one was begun is still to be read
 			case err == nil || errors.Is(err, fs.ErrNotExist):
-				// Put away, by the writer or by somebody else, of which the writer may not know yet.
-				return nil, 0, io.EOF
+				// Put away, by the writer or by somebody else, of which the writer may not know yet. The file after it may
+				// have been moved away too, and nothing more be written for long.
+				moved := f.moved()
+				if moved == "" {
+					return nil, 0, io.EOF
+				}
+				f.close()
+				if err := f.open(moved); err != nil {
+					return nil, 0, err
+				}
 			default:
 				return nil, 0, err
 			}
