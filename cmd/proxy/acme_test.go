@@ -12,7 +12,6 @@ import (
 	"io"
 	"log"
 	"log/slog"
-	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -32,6 +31,7 @@ import (
 	"github.com/letsencrypt/pebble/v2/wfe"
 	"github.com/libdns/libdns"
 	"github.com/miekg/dns"
+	"github.com/sluice-s3/sluice/test/machine"
 	"golang.org/x/crypto/ocsp"
 )
 
@@ -60,8 +60,8 @@ func newAuthorityWith(t *testing.T, lifetime uint64, eabID, eabKey, responder st
 	t.Helper()
 	os.Setenv("PEBBLE_VA_NOSLEEP", "1") // it waits up to five seconds before it looks, unless told not to
 	a := &authority{zone: newZone(t)}
-	port := freePort(t)
-	a.address, a.httpPort = fmt.Sprintf("127.0.0.1:%d", port), freePort(t)
+	port := machine.FreePort(t)
+	a.address, a.httpPort = fmt.Sprintf("127.0.0.1:%d", port), machine.FreePort(t)
 	a.name = fmt.Sprintf("s3-%d.example.test", a.httpPort)
 
 	logger := log.New(io.Discard, "", 0)
@@ -477,7 +477,7 @@ policy: {dir: testdata/policy}
 backends: [{name: b, buckets: ["*"], endpoint: "http://127.0.0.1:1", region: us-east-1, credentials: {static: {access_key_id_file: %q, secret_access_key_file: %q}}}]
 audit: {file: {path: %q}}
 log: {level: error}
-`, a.address, a.name, a.directory, a.caFile, filepath.Join(dir, "acme"), freePort(t), key, key, filepath.Join(dir, "audit.jsonl")))
+`, a.address, a.name, a.directory, a.caFile, filepath.Join(dir, "acme"), machine.FreePort(t), key, key, filepath.Join(dir, "audit.jsonl")))
 	c, err := loadConfig(file)
 	if err != nil {
 		t.Fatal(err)
@@ -659,22 +659,6 @@ func onlyCertificate(t *testing.T, dir string) *x509.Certificate {
 		t.Fatal(err)
 	}
 	return c
-}
-
-// freePort is one that nothing listens on, and below those that the system hands out by itself: what is not listened on
-// at once would be taken by the next test's server.
-func freePort(t *testing.T) int {
-	t.Helper()
-	for range 100 {
-		port := 20000 + mathrand.IntN(12000)
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err == nil {
-			l.Close()
-			return port
-		}
-	}
-	t.Fatal("no port is free")
-	return 0
 }
 
 func write(t *testing.T, name string, text []byte) {

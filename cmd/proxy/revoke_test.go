@@ -17,6 +17,7 @@ import (
 	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/examples/world"
 	"github.com/sluice-s3/sluice/examples/world/worldtest"
+	"github.com/sluice-s3/sluice/test/machine"
 )
 
 // transferWays make a request somebody's: each way in that a transfer can have come by.
@@ -132,7 +133,7 @@ func TestRevokedInFlight(t *testing.T) {
 			}
 		}
 		for _, x := range transfers {
-			began := time.Now()
+			watch := machine.Watch(t)
 			answer, err := http.Post(r.proxy.AdminURL+"/revocations", "application/json", strings.NewReader(`{"session": "`+x.session+`"}`))
 			if err != nil || answer.StatusCode != 201 {
 				t.Fatalf("%v, %v", answer, err)
@@ -146,16 +147,14 @@ func TestRevokedInFlight(t *testing.T) {
 				if err == nil {
 					t.Errorf("%s: it went through", x.name)
 				}
-			case <-time.After(10 * time.Second):
+			case <-time.After(machine.Patience):
 				t.Errorf("%s: not cut", x.name)
 			}
 			until(t, x.name+": an event", func() bool { return r.outcome(t, x.session, x.key) != "" })
 			if got := r.outcome(t, x.session, x.key); got != audit.Revoked {
 				t.Errorf("%s: outcome %s", x.name, got)
 			}
-			if took := time.Since(began); took > time.Second {
-				t.Errorf("%s: cut after %v", x.name, took)
-			}
+			watch.Within(t, time.Second, x.name+" is cut")
 			if x.key != "web/large" {
 				if worldtest.Stored(t, r.World, x.key) {
 					t.Errorf("%s: the backend has it", x.name)

@@ -19,6 +19,7 @@ import (
 	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/examples/world"
 	"github.com/sluice-s3/sluice/examples/world/worldtest"
+	"github.com/sluice-s3/sluice/test/machine"
 )
 
 // get starts a download with a workspace's token, and leaves its body unread.
@@ -46,7 +47,7 @@ func (r *rig) store(t *testing.T, key string, content []byte) {
 // until waits for something that happens in another process.
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	worldtest.Until(t, 20*time.Second, what, ok)
+	worldtest.Until(t, machine.Patience, what, ok)
 }
 
 func TestDrain(t *testing.T) {
@@ -308,7 +309,7 @@ func TestAdmin(t *testing.T) {
 			answer.Body.Close()
 			return answer.StatusCode
 		}
-		until1 := time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
+		until1 := time.Now().Add(5 * time.Second).UTC().Format(time.RFC3339Nano) // what follows takes milliseconds
 		body := fmt.Sprintf(`{%q: %q, "issuer": %q, "until": %q}`, kind, value, r.Issuer.URL(), until1)
 		if status, text := ask("POST", "/revocations", body, "let-me-in"); status != 201 || !strings.Contains(text, `"until":"`+until1) {
 			t.Errorf("%s: %d %s", body, status, text)

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"github.com/sluice-s3/sluice/test/machine"
 	"io"
 	"log"
 	"math/big"
@@ -73,7 +74,7 @@ func TestTLSFilesReload(t *testing.T) {
 	}
 	wait := func(want string) {
 		t.Helper()
-		deadline := time.Now().Add(10 * time.Second)
+		deadline := time.Now().Add(machine.Patience)
 		var got string
 		for time.Now().Before(deadline) {
 			if got, err = shown(tls.VersionTLS13); got == want {
@@ -94,7 +95,7 @@ func TestTLSFilesReload(t *testing.T) {
 	wait("second.test")
 
 	write(t, files.Cert, []byte("not a certificate"))
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(machine.Patience)
 	for !strings.Contains(told.String(), "not reloaded") && time.Now().Before(deadline) {
 		wait("second.test") // the handshakes are what finds it
 		time.Sleep(50 * time.Millisecond)

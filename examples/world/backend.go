@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -17,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sluice-s3/sluice/test/machine"
 	"github.com/versity/versitygw/auth"
 	"github.com/versity/versitygw/backend/meta"
 	"github.com/versity/versitygw/backend/posix"
@@ -314,7 +314,7 @@ func listenAndServe(c childConfig, store *posix.Posix, options []s3api.Option, r
 		address := c.Address
 		if address == "" {
 			var err error
-			if address, err = freeAddress(); err != nil {
+			if address, err = machine.FreeAddress(); err != nil {
 				return err
 			}
 		}
@@ -331,20 +331,6 @@ func listenAndServe(c childConfig, store *posix.Posix, options []s3api.Option, r
 			return err
 		}
 	}
-}
-
-// freeAddress is a loopback address that nobody listens on. Its port is below those that systems give to outgoing
-// connections, so that it is still free a moment later.
-func freeAddress() (string, error) {
-	var err error
-	for range 100 {
-		address := fmt.Sprintf("127.0.0.1:%d", randomPort())
-		var l net.Listener
-		if l, err = net.Listen("tcp", address); err == nil {
-			return address, l.Close()
-		}
-	}
-	return "", err
 }
 
 // argumentOf makes the argument of a versitygw option, whose type cannot be named from outside of its module.

@@ -3,15 +3,12 @@ package world
 import (
 	"crypto/hmac"
 	"crypto/sha256"
-	"math/rand/v2"
 	"net/http"
 	"time"
 
 	"github.com/versity/versitygw/auth"
 	"github.com/versity/versitygw/s3err"
 )
-
-func randomPort() int { return 15_000 + rand.IntN(17_000) }
 
 // DeriveSigningKey finds the key that a request must be signed with. This is where session tokens are checked.
 func (s *iamService) DeriveSigningKey(access, token, date, region, service string) ([]byte, auth.Account, error) {

@@ -28,6 +28,7 @@ import (
 	"github.com/goccy/go-yaml"
 
 	"github.com/sluice-s3/sluice/audit"
+	"github.com/sluice-s3/sluice/test/machine"
 )
 
 // ProxyOptions are all optional.
@@ -64,11 +65,11 @@ func (w *World) ProxyConfig(o ProxyOptions) (string, error) {
 	if err := writeSessionKey(keyFile); err != nil {
 		return "", err
 	}
-	listen, err := freeAddress()
+	listen, err := machine.FreeAddress()
 	if err != nil {
 		return "", err
 	}
-	admin, err := freeAddress()
+	admin, err := machine.FreeAddress()
 	if err != nil {
 		return "", err
 	}
@@ -273,7 +274,7 @@ func (w *World) StartProxy(ctx context.Context, config string) (*Proxy, error) {
 		p.err = p.cmd.Wait()
 		close(p.done)
 	}()
-	if err := p.waitReady(ctx, 30*time.Second); err != nil {
+	if err := p.waitReady(ctx, 2*time.Minute); err != nil {
 		p.Kill()
 		return nil, fmt.Errorf("%w; it logged:\n%s", err, p.Log())
 	}
@@ -395,7 +396,7 @@ func (p *Proxy) Events() ([]audit.Event, error) {
 
 // WaitEvents waits until there are n events, and returns them all.
 func (p *Proxy) WaitEvents(ctx context.Context, n int) ([]audit.Event, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
 		events, err := p.Events()

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"net/netip"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -24,20 +26,44 @@ func Until(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// FreePort is one that nothing listens on, for a server that cannot choose by itself, or that comes back at the same place.
-// It is below those that the system hands out: one of these would be the next client's before the server has it.
+// FreePort is FreeAddress's port.
 func FreePort(t testing.TB) int {
 	t.Helper()
-	for range 100 {
-		port := 20000 + rand.IntN(12000)
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err == nil {
-			l.Close()
-			return port
-		}
+	address, err := FreeAddress()
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("no port is free")
-	return 0
+	return int(netip.MustParseAddrPort(address).Port())
+}
+
+// FreeAddress is a loopback address that nobody listens on, for a server that cannot choose by itself, or that comes back at
+// the same place. Its port is below those that the system hands out: one of these would be the next client's before the
+// server has it. Nor does anybody else get it from here, in whatever process, while this one runs.
+func FreeAddress() (string, error) {
+	var err error
+	for range 1000 {
+		address := fmt.Sprintf("127.0.0.1:%d", 15_000+rand.IntN(17_000))
+		var sign net.PacketConn // that it is taken: UDP's ports are not TCP's
+		if sign, err = net.ListenPacket("udp", address); err != nil {
+			continue
+		}
+		var l net.Listener
+		if l, err = net.Listen("tcp", address); err != nil {
+			sign.Close()
+			continue
+		}
+		taken.Lock()
+		taken.signs = append(taken.signs, sign)
+		taken.Unlock()
+		return address, l.Close()
+	}
+	return "", err
+}
+
+// taken keeps signs from being closed with the garbage.
+var taken struct {
+	sync.Mutex
+	signs []net.PacketConn
 }
 
 // A Stopwatch tells what is slow from a machine that is. Where a promise is of time, the time that is the machine's own does

@@ -21,6 +21,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
 	"github.com/sluice-s3/sluice/audit"
+	"github.com/sluice-s3/sluice/test/machine"
 )
 
 // startHAProxy puts HAProxy before the replicas, as docs/replicas.md has it, and returns its URL.
@@ -30,7 +31,7 @@ func (f *fleet) startHAProxy() string {
 	if err != nil {
 		f.t.Skip("SKIPPED: haproxy is not installed (apt-get install haproxy)")
 	}
-	port := freePort(f.t)
+	port := machine.FreePort(f.t)
 	config := fmt.Sprintf(`
 defaults
   mode http

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -21,6 +20,7 @@ import (
 	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/examples/world"
 	"github.com/sluice-s3/sluice/examples/world/worldtest"
+	"github.com/sluice-s3/sluice/test/machine"
 )
 
 func TestMain(m *testing.M) {
@@ -92,7 +92,7 @@ func (f *fleet) start(i int) {
 func (f *fleet) shared() {
 	f.t.Helper()
 	for i, p := range f.proxies {
-		f.until(30*time.Second, fmt.Sprintf("replica %d shares", i), func() bool {
+		f.until(machine.Patience, fmt.Sprintf("replica %d shares", i), func() bool {
 			status, body := f.ask("GET", p.AdminURL+"/readyz", nil)
 			return status == 200 && !strings.Contains(body, "not connected") && strings.Contains(body, `"revocations":{"ok":true}`)
 		})
@@ -102,6 +102,14 @@ func (f *fleet) shared() {
 func (f *fleet) until(patience time.Duration, what string, ok func() bool) {
 	f.t.Helper()
 	worldtest.Until(f.t, patience, what, ok)
+}
+
+// soon is until for what is promised within a second.
+func (f *fleet) soon(what string, ok func() bool) {
+	f.t.Helper()
+	watch := machine.Watch(f.t)
+	f.until(machine.Patience, what, ok)
+	watch.Within(f.t, time.Second, what)
 }
 
 // ask sends a request with a JSON body, and returns status 0 where nobody answers.
@@ -200,14 +208,4 @@ func (f *fleet) eventsOf(i int, key string) (found []audit.Event) {
 		}
 	}
 	return found
-}
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
