@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -16,45 +18,72 @@ import (
 // journal is what survives the process: the requests that have begun and whose lines are not yet in the log. It
 // is a file of fixed size, written in place, so that it works on a full disk too:
 //
-//	header | released: one number for each slot | slots, each of two areas
+//	header | released: one number for each slot | the first area of each slot | the second of each
 //
-// An entry is written whole into the area of its slot that does not hold the request's last one, and holds only if
-// its checksum does; so a death in the middle leaves the one before. A request's first goes to the first area, so
-// that few pages are hot. An entry is dead once its generation is not above what the slot's number says. Entries too
-// large for an area are in a file of their own.
+// An entry is written whole into that area of its slot that does not hold the request's last one, and holds only if
+// its checksum does; so a death in the middle leaves the one before. Nearly all entries are a request's first and fit the
+// first area, and those lie side by side. An entry is dead once its generation is not above what the slot's number says.
+// Entries too large for an area are in a file of their own.
 //
-// It is written with pwrite and not mapped: a disk that stands still (storage that does not answer, a snapshot that
-// freezes the file system) then holds up the requests that wait for it, and not, through page faults that Go's
-// scheduler cannot see, the whole process. TestT24FrozenDiskRefusesAndRecovers shows the difference.
+// Requests that come at about the same time are written together: see join. It is done with pwrite and not by mapping the
+// file: a disk that stands still (storage that does not answer, a snapshot that freezes the file system) then holds up
+// the requests that wait for it, and not, through page faults that Go's scheduler cannot see, the whole process.
+// TestT24FrozenDiskRefusesAndRecovers shows the difference.
 type journal struct {
 	path  string
 	slots int
+	sync  bool // every entry is to be on disk before put returns
 
 	mu   sync.RWMutex // guards file against being replaced
 	file *os.File
 
 	released []byte // the table, as on disk; the writer's own
 
-	group *groupSync // nil unless every entry is to be on disk before put returns
+	joining sync.Mutex // guards the next three
+	waiting []*slot    // for the next write
+	spare   []*slot    // to wait in after that, empty
+	led     bool       // one of them is writing, or about to, and sees to it that another follows
+
+	together []byte // where the one who writes puts what lies side by side
 }
 
 const (
-	journalMagic = "SLUICEJ1"
+	journalMagic = "SLUICEJ2"
 	pageSize     = 4096
-	areaSize     = pageSize // one page: a write that dies leaves the old or the new
 	entryHeader  = 64
 	entryMagic   = 0x314c4a53
 	flagSpilled  = 1
+
+	togetherMost = 32 // entries in one system call
 )
+
+// areaSizes are those of a slot's two areas. The first takes an event with a few hundred bytes of claims.
+var areaSizes = [2]int{2048, 6144}
 
 func tableSize(slots int) int64 { return (int64(slots)*8 + pageSize - 1) / pageSize * pageSize }
 
-func journalSize(slots int) int64 {
-	return pageSize + tableSize(slots) + int64(slots)*2*areaSize
+func journalSize(slots int) int64 { return areaOffset(slots, slots, 1) }
+
+func areaOffset(slots, index, area int) int64 {
+	at := pageSize + tableSize(slots)
+	if area == 1 {
+		at += int64(slots) * int64(areaSizes[0])
+	}
+	return at + int64(index)*int64(areaSizes[area])
 }
 
-func areaOffset(slots, index, side int) int64 {
-	return pageSize + tableSize(slots) + (int64(index)*2+int64(side))*areaSize
+// Of journals that Sluice made up to November 2026 the two areas of a slot lie side by side. They are read: the process
+// that is replaced by a newer one may have died.
+const journalMagic1 = "SLUICEJ1"
+
+var areaSizes1 = [2]int{pageSize, pageSize}
+
+func areaOffset1(slots, index, area int) int64 {
+	return pageSize + tableSize(slots) + (int64(index)*2+int64(area))*pageSize
+}
+
+func isJournal(head []byte) bool {
+	return string(head[:8]) == journalMagic || string(head[:8]) == journalMagic1
 }
 
 // entry is what a dead process knew of a request.
@@ -111,8 +140,12 @@ func (j *journal) read() ([]entry, error) {
 		return nil, nil // died while making it
 	}
 	slots := int(binary.LittleEndian.Uint32(head[8:]))
-	if string(head[:8]) != journalMagic || slots <= 0 || slots > 1<<24 {
+	if !isJournal(head[:]) || slots <= 0 || slots > 1<<24 {
 		return nil, errJournalShape
+	}
+	sizes, offset := areaSizes, areaOffset
+	if string(head[:8]) == journalMagic1 {
+		sizes, offset = areaSizes1, areaOffset1
 	}
 	releases := make([]byte, slots*8)
 	if _, err := io.ReadFull(io.NewSectionReader(j.file, pageSize, int64(len(releases))), releases); err != nil {
@@ -120,16 +153,16 @@ func (j *journal) read() ([]entry, error) {
 	}
 	j.slots = slots
 	var entries []entry
-	area := make([]byte, areaSize)
+	room := make([]byte, max(sizes[0], sizes[1]))
 	for index := range slots {
 		released := binary.LittleEndian.Uint64(releases[index*8:])
 		newest, found := released, entry{}
-		for side := range 2 {
-			n, err := j.file.ReadAt(area, areaOffset(slots, index, side))
+		for area, size := range sizes {
+			n, err := j.file.ReadAt(room[:size], offset(slots, index, area))
 			if err != nil && err != io.EOF {
 				return nil, err
 			}
-			e, generation, ok := j.decode(area[:n])
+			e, generation, ok := j.decode(room[:n])
 			if ok && generation > newest {
 				newest, found = generation, e
 			}
@@ -150,7 +183,7 @@ func recordedBeside(path string) (n int) {
 	}
 	defer f.Close()
 	var head [12]byte
-	if _, err := io.ReadFull(f, head[:]); err != nil || string(head[:8]) != journalMagic {
+	if _, err := io.ReadFull(f, head[:]); err != nil || !isJournal(head[:]) {
 		return 0
 	}
 	slots := binary.LittleEndian.Uint32(head[8:])
@@ -206,10 +239,8 @@ func entryChecksum(header, body []byte) uint32 {
 // reset makes an empty journal of the given number of slots. What was in it MUST be in the log.
 func (j *journal) reset(slots int, always bool) error {
 	j.removeSpills()
-	if always {
-		j.group = newGroupSync(j.fdatasync)
-	}
-	j.slots = slots
+	j.slots, j.sync = slots, always
+	j.together = make([]byte, togetherMost*areaSizes[0])
 	j.released = make([]byte, slots*8)
 	f, err := j.create()
 	if err != nil {
@@ -256,7 +287,7 @@ func (j *journal) create() (f *os.File, err error) {
 	if _, err := f.WriteAt(j.head(), 0); err != nil {
 		return nil, err
 	}
-	if j.group != nil {
+	if j.sync {
 		if err := f.Sync(); err != nil {
 			return nil, err
 		}
@@ -297,22 +328,24 @@ func allocate(f *os.File, size int64) error {
 	return nil
 }
 
-// put makes entry, whose first entryHeader bytes are room for the header, the newest of its slot. s is the
-// caller's alone.
+// put makes entry, whose first entryHeader bytes are room for the header, the newest of its slot. Until it returns s and
+// entry are the journal's.
 func (j *journal) put(s *slot, entry []byte) error {
-	generation := s.generation + 1
+	s.generation++ // also where it fails: some of it may be there
 	header, body := entry[:entryHeader], entry[entryHeader:]
 	clear(header)
 	binary.LittleEndian.PutUint32(header, entryMagic)
-	binary.LittleEndian.PutUint64(header[8:], generation)
+	binary.LittleEndian.PutUint64(header[8:], s.generation)
 	binary.LittleEndian.PutUint32(header[16:], uint32(len(body)))
 	copy(header[24:], s.id)
-	old := s.spill
-	spill := ""
-	if len(entry) > areaSize {
+	area, old, spill := 0, s.spill, ""
+	if s.area == 1 || s.area == 0 && len(entry) > areaSizes[0] {
+		area = 1
+	}
+	if len(entry) > areaSizes[area] {
 		binary.LittleEndian.PutUint32(header[4:], flagSpilled)
-		spill = j.spillName(s.id, generation)
-		if err := writeSpill(spill, body, j.group != nil); err != nil {
+		spill = j.spillName(s.id, s.generation)
+		if err := writeSpill(spill, body, j.sync); err != nil {
 			os.Remove(spill)
 			return err
 		}
@@ -320,21 +353,96 @@ func (j *journal) put(s *slot, entry []byte) error {
 	}
 	binary.LittleEndian.PutUint32(header[20:], entryChecksum(header, body))
 
-	j.mu.RLock()
-	_, err := j.file.WriteAt(entry, areaOffset(j.slots, s.index, s.side))
-	j.mu.RUnlock()
-	if err == nil && j.group != nil {
-		err = j.group.wait()
-	}
-	if err != nil {
+	if err := j.join(s, areaOffset(j.slots, s.index, area), entry); err != nil {
 		if spill != "" {
 			os.Remove(spill)
 		}
 		return err
 	}
-	s.generation, s.side, s.spill = generation, 1-s.side, spill
+	s.area, s.spill = area+1, spill
 	if old != "" {
 		os.Remove(old)
+	}
+	return nil
+}
+
+// put1 is what a slot waits for while it is put.
+type put1 struct {
+	at    int64
+	entry []byte
+	told  chan told // made where somebody else writes
+}
+
+// told is what one who waits is told: how it went, or that the next write is its own to do.
+type told struct {
+	lead bool
+	err  error
+}
+
+// join writes an entry, together with those of others. The first to come lets all who are ready to run go before it, and
+// writes for those who joined meanwhile; who comes while it writes waits, and one of them writes for all of them next. So
+// a system call that may block, which costs Go's scheduler more than the write costs the kernel, is made once for some.
+func (j *journal) join(s *slot, at int64, entry []byte) error {
+	s.put.at, s.put.entry = at, entry
+	if s.put.told == nil {
+		s.put.told = make(chan told, 1)
+	}
+	j.joining.Lock()
+	j.waiting = append(j.waiting, s)
+	led := j.led
+	j.led = true
+	j.joining.Unlock()
+	if !led {
+		runtime.Gosched()
+	} else if t := <-s.put.told; !t.lead {
+		return t.err
+	}
+
+	j.joining.Lock()
+	batch := j.waiting
+	j.waiting = j.spare
+	j.joining.Unlock()
+	err := j.write(batch)
+	for _, other := range batch {
+		if other != s {
+			other.put.told <- told{err: err}
+		}
+	}
+	j.joining.Lock()
+	clear(batch)
+	j.spare = batch[:0]
+	if j.led = len(j.waiting) > 0; j.led {
+		j.waiting[0].put.told <- told{lead: true}
+	}
+	j.joining.Unlock()
+	return err
+}
+
+// write writes the slots' entries. One goroutine at a time calls it.
+func (j *journal) write(batch []*slot) error {
+	slices.SortFunc(batch, func(a, b *slot) int { return cmp.Compare(a.put.at, b.put.at) })
+	j.mu.RLock()
+	defer j.mu.RUnlock()
+	secondAreas := areaOffset(j.slots, 0, 1)
+	for len(batch) > 0 {
+		at, run := batch[0].put.at, batch[0].put.entry
+		n := 1
+		for n < min(len(batch), togetherMost) && batch[n].put.at == at+int64(n*areaSizes[0]) && batch[n].put.at < secondAreas {
+			n++
+		}
+		if n > 1 {
+			run = j.together[:(n-1)*areaSizes[0]+len(batch[n-1].put.entry)]
+			for i, s := range batch[:n] {
+				copy(run[i*areaSizes[0]:], s.put.entry) // nobody reads what is between two of them
+			}
+		}
+		if _, err := j.file.WriteAt(run, at); err != nil {
+			return err
+		}
+		batch = batch[n:]
+	}
+	if j.sync {
+		return fdatasync(j.file)
 	}
 	return nil
 }
@@ -411,71 +519,8 @@ func (j *journal) fdatasync() error {
 
 // close removes the journal where nothing is in it.
 func (j *journal) close(empty bool) error {
-	if j.group != nil {
-		j.group.stop()
-	}
 	if empty {
 		os.Remove(j.path)
 	}
 	return j.file.Close()
-}
-
-// groupSync lets many callers share one fsync.
-type groupSync struct {
-	sync func() error
-
-	mu     sync.Mutex
-	next   *syncRound // the round that callers of wait join now
-	wake   chan struct{}
-	closed bool
-}
-
-type syncRound struct {
-	done chan struct{}
-	err  error
-}
-
-func newGroupSync(sync func() error) *groupSync {
-	g := &groupSync{sync: sync, next: newSyncRound(), wake: make(chan struct{}, 1)}
-	go g.run()
-	return g
-}
-
-func newSyncRound() *syncRound { return &syncRound{done: make(chan struct{})} }
-
-// wait returns once an fsync that began after wait was called has ended.
-func (g *groupSync) wait() error {
-	g.mu.Lock()
-	if g.closed {
-		g.mu.Unlock()
-		return os.ErrClosed
-	}
-	round := g.next
-	select {
-	case g.wake <- struct{}{}:
-	default:
-	}
-	g.mu.Unlock()
-	<-round.done
-	return round.err
-}
-
-func (g *groupSync) run() {
-	for range g.wake {
-		g.mu.Lock()
-		round := g.next
-		g.next = newSyncRound()
-		g.mu.Unlock()
-		round.err = g.sync()
-		close(round.done)
-	}
-}
-
-func (g *groupSync) stop() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if !g.closed {
-		g.closed = true
-		close(g.wake)
-	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/bits"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -25,9 +26,9 @@ type Log struct {
 	shippers    []*shipper
 
 	mu     sync.Mutex // guards what follows
-	free   []*slot    // a stack, so that few slots are hot
-	queue  []*slot    // committed, in the order in which they will be written
-	spare  []*slot    // a queue to use next, empty
+	free   slotSet
+	queue  []*slot // committed, in the order in which they will be written
+	spare  []*slot // a queue to use next, empty
 	closed bool
 	ended  bool  // the writer is gone
 	failed error // why the newest line is not written; nil once it is
@@ -62,13 +63,51 @@ type slot struct {
 	id         string
 	entry      []byte // room for the journal's header, and the body of the line
 	generation uint64 // of the newest journal entry
-	side       int    // the area that the next one goes to
+	area       int    // that holds it: 1, 2, or 0 = there is none
 	spill      string // the file that holds it, where it is too large for the journal
 	final      bool   // the journal holds the committed body
 	committed  time.Time
+	put        put1 // while it is put in the journal
 }
 
 func (s *slot) body() []byte { return s.entry[entryHeader:] }
+
+// slotSet is the free slots, of which the lowest is taken first: those in use are few and lie close together, in memory as
+// in the journal.
+type slotSet struct {
+	all  []slot
+	free []uint64 // a bit for each
+	low  int      // no bit is set in those before
+	n    int      // bits set
+}
+
+func (f *slotSet) init(n int) {
+	f.all = make([]slot, n)
+	f.free = make([]uint64, (n+63)/64)
+	for i := range f.all {
+		s := &f.all[i]
+		s.index, s.entry = i, make([]byte, entryHeader)
+		f.give(s)
+	}
+}
+
+// take returns nil where there is none.
+func (f *slotSet) take() *slot {
+	for ; f.low < len(f.free); f.low++ {
+		if word := f.free[f.low]; word != 0 {
+			f.free[f.low] = word & (word - 1)
+			f.n--
+			return &f.all[f.low*64+bits.TrailingZeros64(word)]
+		}
+	}
+	return nil
+}
+
+func (f *slotSet) give(s *slot) {
+	f.free[s.index/64] |= 1 << (s.index % 64)
+	f.low = min(f.low, s.index/64)
+	f.n++
+}
 
 // Open opens the sinks, finds what a crash left behind and writes its events. ctx bounds the opening.
 func Open(ctx context.Context, c Config) (*Log, error) {
@@ -92,10 +131,7 @@ func Open(ctx context.Context, c Config) (*Log, error) {
 			l.stdout = ownStdout()
 		}
 	}
-	l.free = make([]*slot, c.InFlight)
-	for i := range l.free {
-		l.free[i] = &slot{index: c.InFlight - 1 - i, entry: make([]byte, entryHeader)}
-	}
+	l.free.init(c.InFlight)
 	if c.File != nil {
 		if err := l.openFiles(ctx); err != nil {
 			return nil, err
@@ -197,13 +233,10 @@ func (l *Log) BeginIn(r *Record, now time.Time) error {
 func (l *Log) take() *slot {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	n := len(l.free)
-	if n == 0 || l.closed {
+	if l.closed {
 		return nil
 	}
-	s := l.free[n-1]
-	l.free = l.free[:n-1]
-	return s
+	return l.free.take()
 }
 
 // Record is the event of one request in progress. It is used by one goroutine.
@@ -346,7 +379,7 @@ func (l *Log) Stats() Stats {
 		LastSeq: l.count.lastSeq.Load(),
 	}
 	l.mu.Lock()
-	s.Free, s.Queued = len(l.free), len(l.queue)+l.batch.waiting
+	s.Free, s.Queued = l.free.n, len(l.queue)+l.batch.waiting
 	s.Open = l.config.InFlight - s.Free - s.Queued
 	if !l.batch.oldest.IsZero() {
 		s.Lag = time.Since(l.batch.oldest)
@@ -373,7 +406,7 @@ func longAgo(since int64) bool { return since != 0 && time.Since(time.Unix(0, si
 // Health is nil while events can be recorded.
 func (l *Log) Health() error {
 	l.mu.Lock()
-	failed, closed, full := l.failed, l.closed, len(l.free) == 0
+	failed, closed, full := l.failed, l.closed, l.free.n == 0
 	l.mu.Unlock()
 	writing, trying := l.writing.Load(), l.trying.Load()
 	switch {

@@ -68,7 +68,7 @@ func (l *Log) write() {
 }
 
 // scarce reports whether slots run out, so that what is committed must be written now. l.mu is held.
-func (l *Log) scarce() bool { return l.closed || len(l.free) <= l.config.InFlight/2 }
+func (l *Log) scarce() bool { return l.closed || l.free.n <= l.config.InFlight/2 }
 
 // wait waits for something to do; false = the log is given up.
 func (l *Log) wait(idle <-chan time.Time) bool {
@@ -253,9 +253,9 @@ func (l *Log) releaseBatch() {
 	l.count.bytes.Add(uint64(len(b.lines)))
 	l.count.lastSeq.Store(l.seq)
 	for _, s := range b.slots {
-		s.final, s.side = false, 0
+		s.final, s.area = false, 0
 		s.committed = time.Time{}
-		if cap(s.entry) > 2*areaSize {
+		if cap(s.entry) > 2*pageSize {
 			s.entry = make([]byte, entryHeader)
 		}
 		s.entry = s.entry[:entryHeader]
@@ -264,8 +264,8 @@ func (l *Log) releaseBatch() {
 		b.lines = nil
 	}
 	l.mu.Lock()
-	for i := len(b.slots) - 1; i >= 0; i-- {
-		l.free = append(l.free, b.slots[i])
+	for _, s := range b.slots {
+		l.free.give(s)
 	}
 	b.waiting, b.oldest = 0, time.Time{}
 	l.mu.Unlock()
