@@ -10,7 +10,6 @@ import (
 	"net/url"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/sluice-s3/sluice/proxy/http1"
@@ -44,12 +43,6 @@ func newS3Server(h http.Handler, malformed func(http.ResponseWriter, *http.Reque
 		http2: standard,
 	}
 	s.http1.HTTP2 = s.handOver
-	ended := standard.Handler
-	standard.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s.streams.Add(1)
-		defer s.streams.Add(-1)
-		ended.ServeHTTP(w, r)
-	})
 	return s
 }
 
@@ -82,9 +75,8 @@ func (s *standardServer) Serve(l net.Listener) error {
 
 // fastServer is http1's for HTTP/1.1 and net/http's for HTTP/2.
 type fastServer struct {
-	http1   *http1.Server
-	http2   *http.Server
-	streams atomic.Int64 // of HTTP/2, being served
+	http1 *http1.Server
+	http2 *http.Server
 
 	mu    sync.Mutex // guards conns and ended
 	conns chan net.Conn
@@ -131,32 +123,12 @@ func (h *handed) Close() error {
 	return nil
 }
 
+// Shutdown has net/http say GOAWAY on every connection of HTTP/2 at once: a client that always has one more stream would
+// else never be without, and be cut with all of them when the time is over.
 func (s *fastServer) Shutdown(ctx context.Context) error {
 	second := make(chan error, 1)
-	go func() { second <- s.shutdownStreams(ctx) }()
+	go func() { second <- s.http2.Shutdown(ctx) }()
 	return errors.Join(s.http1.Shutdown(ctx), <-second)
-}
-
-// flushed is enough for the last frames of a stream to leave.
-const flushed = 100 * time.Millisecond
-
-// shutdownStreams lets the streams of HTTP/2 end. net/http takes a connection for idle as soon as its last stream has
-// ended, which is a moment before the stream's last frames are written, and Shutdown closes idle connections.
-func (s *fastServer) shutdownStreams(ctx context.Context) error {
-	s.http2.SetKeepAlivesEnabled(false) // what comes on open connections is served, and their last
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for quiet := time.Duration(0); quiet < flushed; quiet += 5 * time.Millisecond {
-		if s.streams.Load() > 0 {
-			quiet = 0
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return s.http2.Shutdown(ctx)
-		}
-	}
-	return s.http2.Shutdown(ctx)
 }
 
 func (s *fastServer) Close() error { return errors.Join(s.http1.Close(), s.http2.Close()) }
