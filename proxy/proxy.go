@@ -177,6 +177,10 @@ func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, serve func(*call)
 
 // serve is the path of a request. Each step either answers for good or hands on.
 func (c *call) serve() {
+	if err := checkStream(c.in); err != nil {
+		c.refuse(err)
+		return
+	}
 	if err := c.checkHost(); err != nil {
 		c.refuse(err)
 		return

@@ -4,9 +4,11 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"github.com/sluice-s3/sluice/policy"
+	"github.com/sluice-s3/sluice/proxy/http1"
 	"github.com/sluice-s3/sluice/proxy/identity"
 	"github.com/sluice-s3/sluice/proxy/s3wire"
 	"github.com/sluice-s3/sluice/signer"
@@ -58,6 +60,32 @@ func (p *Proxy) secure(r *http.Request) bool {
 	}
 	host, _, _ := net.SplitHostPort(r.RemoteAddr)
 	return len(p.TrustedProxies) > 0 && p.trusted(host) && strings.EqualFold(r.Header.Get("X-Forwarded-Proto"), "https")
+}
+
+// checkStream refuses what a stream of HTTP/2 can say and HTTP/1.1 cannot, as far as net/http lets it through. Backends are
+// spoken to in HTTP/1.1, and what cannot be said there would be another request than the one that was asked for. Above all
+// a length that is no number, or that nothing follows: net/http takes either for a body of no bytes, which would be stored
+// in the place of what is there. https://www.rfc-editor.org/rfc/rfc9113#section-8.1.1
+func checkStream(r *http.Request) error {
+	if r.ProtoMajor < 2 {
+		return nil
+	}
+	if hosts := r.Header["Host"]; !http1.ValidHost(r.Host) || r.Host == "" || len(hosts) > 1 || len(hosts) == 1 && hosts[0] != r.Host {
+		return &s3wire.Error{Code: "InvalidRequest", Message: "the stream must name one host, in :authority; Host can only say the same"}
+	}
+	if strings.IndexByte(r.RequestURI, ' ') >= 0 {
+		return &s3wire.Error{Code: "InvalidRequest", Message: "the :path has a space: write %20"}
+	}
+	if lengths, ok := r.Header["Content-Length"]; ok {
+		n, err := strconv.ParseUint(lengths[0], 10, 63)
+		if err != nil || len(lengths) > 1 || int64(n) != r.ContentLength {
+			return &s3wire.Error{Code: "InvalidRequest", Message: "Content-Length must be one number, and that of the body's bytes"}
+		}
+	}
+	if len(r.Header["Expect"]) > 0 {
+		return malformed("", http.StatusExpectationFailed) // net/http takes out the one that there is
+	}
+	return nil
 }
 
 // checkHost refuses a request whose Host is not the name the connection was opened for: certificates and bucket

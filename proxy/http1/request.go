@@ -113,7 +113,7 @@ func (r *request) parse(head []byte) (status int, err error) {
 		values = values[1:]
 	}
 	hosts := r.header["Host"]
-	if len(hosts) > 1 || len(hosts) == 0 && !old || len(hosts) == 1 && !validHost(hosts[0]) {
+	if len(hosts) > 1 || len(hosts) == 0 && !old || len(hosts) == 1 && !ValidHost(hosts[0]) {
 		return http.StatusBadRequest, errMalformed
 	}
 	if len(hosts) == 1 {
@@ -204,8 +204,8 @@ func parseTarget(method, target string) (*url.URL, error) {
 	return url.ParseRequestURI(target)
 }
 
-// validHost leaves out what could not be a host: above all what would end the name for another reader.
-func validHost(host string) bool {
+// ValidHost leaves out what could not be a host: above all what would end the name for another reader.
+func ValidHost(host string) bool {
 	for i := 0; i < len(host); i++ {
 		c := host[i]
 		if c <= ' ' || c >= 0x7f || strings.IndexByte(`"/?#@\<>{}|^`+"`", c) >= 0 {
