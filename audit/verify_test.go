@@ -33,7 +33,12 @@ func open(t testing.TB, c audit.Config) (*audit.Log, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { log.Close(context.Background()) })
+	t.Cleanup(func() {
+		// Where the test has failed its sink may hang still: to wait for it would hide why.
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		log.Close(ctx)
+	})
 	return log, c.File.Path
 }
 
@@ -49,18 +54,14 @@ func record(t testing.TB, log *audit.Log, n int) {
 }
 
 // begin waits for room.
-func begin(t testing.TB, log *audit.Log) *audit.Record {
+func begin(t testing.TB, log *audit.Log) (r *audit.Record) {
 	t.Helper()
-	for deadline := time.Now().Add(machine.Patience); ; {
-		r, err := log.Begin(time.Now())
-		if err == nil {
-			return r
-		}
-		if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Millisecond)
-	}
+	machine.Until(t, "there is room for an event", func() (ok bool) {
+		var err error
+		r, err = log.Begin(time.Now())
+		return err == nil
+	})
+	return r
 }
 
 func closeLog(t testing.TB, log *audit.Log) {

@@ -247,22 +247,17 @@ func (r *rig) raw(bytes string) (*http.Response, string) {
 // none leaves an event too many.
 func (r *rig) events(n int) []audit.Event {
 	r.t.Helper()
-	deadline := time.Now().Add(machine.Patience)
-	for {
-		all := r.read()
-		if len(all) >= r.seen+n {
-			if len(all) > r.seen+n {
-				r.t.Fatalf("%d events, want %d: %+v", len(all)-r.seen, n, all[r.seen:])
-			}
-			events := all[r.seen:]
-			r.seen += n
-			return events
-		}
-		if time.Now().After(deadline) {
-			r.t.Fatalf("%d events in time, want %d", len(all)-r.seen, n)
-		}
-		time.Sleep(time.Millisecond)
+	var all []audit.Event
+	machine.Until(r.t, fmt.Sprintf("%d more events", n), func() bool {
+		all = r.read()
+		return len(all) >= r.seen+n
+	})
+	if len(all) > r.seen+n {
+		r.t.Fatalf("%d events, want %d: %+v", len(all)-r.seen, n, all[r.seen:])
 	}
+	events := all[r.seen:]
+	r.seen += n
+	return events
 }
 
 func (r *rig) event() audit.Event {

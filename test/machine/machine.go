@@ -16,13 +16,19 @@ import (
 // its end.
 const Patience = 2 * time.Minute
 
-// Until waits for something that happens elsewhere.
+// Until waits for something that happens elsewhere. Only a second of what passes between two looks counts: who was stopped,
+// or not let run, has not been waiting, and neither has what it waits for been at work.
 func Until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(Patience); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
+	left := Patience
+	for last := time.Now(); !ok(); {
+		if left <= 0 {
 			t.Fatalf("not within %v: %s", Patience, what)
 		}
+		time.Sleep(time.Millisecond)
+		now := time.Now()
+		left -= min(now.Sub(last), time.Second)
+		last = now
 	}
 }
 
