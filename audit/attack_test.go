@@ -2,6 +2,7 @@ package audit_test
 
 import (
 	"context"
+	"crypto/ed25519"
 	"os"
 	"path/filepath"
 	"slices"
@@ -85,7 +86,7 @@ func TestWhatIsFoundCannotCommandTheTerminal(t *testing.T) {
 	edit(t, path+".checkpoints", func(raw []byte) []byte {
 		return []byte(strings.Replace(string(raw), `"key_id":"`, `"key_id":"\u001b]0;owned\u0007`, 1))
 	})
-	r := verify(t, audit.VerifyOptions{PublicKey: public}, path)
+	r := verify(t, audit.VerifyOptions{PublicKeys: []ed25519.PublicKey{public}}, path)
 	if r.OK() {
 		t.Fatal("nothing is wrong")
 	}

@@ -76,6 +76,10 @@ func openCheckpoints(path, keyFile string, end chainEnd, logger *slog.Logger) (*
 		logger.Error("the audit log ends before its last checkpoint: lines were removed, or lost with the machine's power", "last_seq", end.seq, "checkpoint_seq", last.Seq)
 	}
 	c.signed = min(last.Seq, end.seq)
+	if last.KeyID != c.keyID && (chainEnd{last.Seq, last.Hash}) == end {
+		c.signed = 0 // another key takes over at once, and not with the next event: see VerifyOptions
+		c.sign(end)
+	}
 	return c, nil
 }
 

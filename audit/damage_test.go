@@ -3,6 +3,7 @@ package audit_test
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -153,7 +154,7 @@ func TestDamagedNewestFile(t *testing.T) {
 			}
 			o := audit.VerifyOptions{}
 			if c.SigningKeyFile != "" {
-				o.PublicKey = public
+				o.PublicKeys = []ed25519.PublicKey{public}
 			}
 			if text := problems(verify(t, o, path)); !strings.HasPrefix(text, filepath.Base(file)+":") {
 				t.Errorf("verify says %q", text)

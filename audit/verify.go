@@ -13,15 +13,19 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
 
 // VerifyOptions says what Verify holds a log against, beside itself.
 type VerifyOptions struct {
-	// PublicKey verifies the checkpoints' signatures. Without it only their hashes count, which who rewrites a
+	// PublicKeys verify the checkpoints' signatures. Without one only their hashes count, which who rewrites a
 	// log rewrites too. With it, a log that has no checkpoints is wrong.
-	PublicKey ed25519.PublicKey
+	//
+	// The first is the key in use; then come those that it and its like have replaced, the newest first. Each ends
+	// where the next begins: who has got hold of an old one cannot sign anything new with it.
+	PublicKeys []ed25519.PublicKey
 	// MinSeq is a line that must be there: what an auditor noted last time. It finds a log that was cut together
 	// with its checkpoints.
 	MinSeq uint64
@@ -182,7 +186,7 @@ func verifyLog(ctx context.Context, log *foundLog, o VerifyOptions) (*LogReport,
 	if n := len(log.files); n == 0 || !log.files[n-1].rotated { // to its end; before it is read, as it may grow
 		recorded, places = recordedBeside(log.path+journalSuffix), placesOf(log.path)
 	}
-	marks, err := readCheckpoints(log.checkpoints, o.PublicKey, lr)
+	marks, err := readCheckpoints(log.checkpoints, o.PublicKeys, lr)
 	if err != nil {
 		return nil, err
 	}
@@ -440,7 +444,7 @@ func (v *verification) conclude(log *foundLog, o VerifyOptions) {
 	if o.MinSeq > last {
 		problem(Problem{File: log.path, Seq: last + 1, What: Truncated, Text: fmt.Sprintf("ends at line %d, but line %d must be there: the end was removed", last, o.MinSeq)})
 	}
-	if o.PublicKey != nil && len(lr.Problems) == 0 {
+	if len(o.PublicKeys) > 0 && len(lr.Problems) == 0 {
 		if lr.Checkpoints == 0 && last > 0 {
 			problem(Problem{File: log.path, What: BadMark, Text: "no checkpoint vouches for this log: none were written, or they were removed"})
 		} else if lr.Signed < last {
@@ -455,7 +459,7 @@ func (v *verification) conclude(log *foundLog, o VerifyOptions) {
 			}
 		}
 	}
-	if o.PublicKey == nil && log.checkpoints != "" {
+	if len(o.PublicKeys) == 0 && log.checkpoints != "" {
 		lr.Notes = append(lr.Notes, "the checkpoints' signatures were not checked: no public key was given")
 	}
 }
@@ -513,7 +517,7 @@ func (m *checkpointAt) saw(checkpoints string) string {
 }
 
 // readCheckpoints reads the checkpoints of a log, and reports what is wrong with them.
-func readCheckpoints(path string, key ed25519.PublicKey, lr *LogReport) ([]checkpointAt, error) {
+func readCheckpoints(path string, keys []ed25519.PublicKey, lr *LogReport) ([]checkpointAt, error) {
 	if path == "" {
 		return nil, nil
 	}
@@ -527,6 +531,7 @@ func readCheckpoints(path string, key ed25519.PublicKey, lr *LogReport) ([]check
 	}
 	var marks []checkpointAt
 	n, prev := uint64(0), noPrev
+	signer := len(keys) - 1 // or a newer one
 	lines := newLineReader(f)
 	for i := 1; ; i++ {
 		line, err := lines.next()
@@ -555,20 +560,37 @@ func readCheckpoints(path string, key ed25519.PublicKey, lr *LogReport) ([]check
 			problem(i, m.Seq, Truncated, "the log ended at line %d when line %d had been signed: its end was removed before", m.Seq, marks[len(marks)-1].Seq)
 			break
 		}
-		if key != nil {
+		if len(keys) > 0 {
 			signature, err := base64.StdEncoding.DecodeString(m.Signature)
+			by := slices.IndexFunc(keys, func(key ed25519.PublicKey) bool { return keyID(key) == m.KeyID })
 			switch {
-			case m.KeyID != keyID(key):
-				problem(i, m.Seq, Signature, "checkpoint %d was signed by key %s, not by the key given, which is %s", m.N, m.KeyID, keyID(key))
-			case err != nil || !ed25519.Verify(key, line[:at], signature) || !bytes.Equal(line[at+len(signatureMark):], []byte(m.Signature+`"}`)):
+			case by < 0:
+				problem(i, m.Seq, Signature, "checkpoint %d was signed by key %s, not by the key given, which is %s", m.N, m.KeyID, keyIDs(keys))
+			case by > signer:
+				problem(i, m.Seq, Signature, "checkpoint %d was signed by key %s, after key %s had taken over", m.N, m.KeyID, keyID(keys[signer]))
+			case err != nil || !ed25519.Verify(keys[by], line[:at], signature) || !bytes.Equal(line[at+len(signatureMark):], []byte(m.Signature+`"}`)):
 				problem(i, m.Seq, Signature, "the signature of checkpoint %d, which vouches for line %d, does not hold", m.N, m.Seq)
 			}
 			if len(lr.Problems) > 0 {
 				break
 			}
+			signer = by
 		}
 		n, prev = m.N, lineHash(line)
 		marks = append(marks, m)
 	}
+	if len(marks) > 0 && signer > 0 && len(lr.Problems) == 0 {
+		last := marks[len(marks)-1]
+		problem(last.line, last.Seq, Signature, "no checkpoint is signed by key %s, which was given as the one in use: the last one, %d, is by key %s", keyID(keys[0]), last.N, last.KeyID)
+	}
 	return marks, nil
+}
+
+// keyIDs names keys.
+func keyIDs(keys []ed25519.PublicKey) string {
+	ids := make([]string, len(keys))
+	for i, key := range keys {
+		ids[i] = keyID(key)
+	}
+	return strings.Join(ids, " or ")
 }

@@ -287,7 +287,7 @@ func TestCheckpointsFindWhatTheChainCannot(t *testing.T) {
 		return rewritten
 	}
 	otherKey := ed25519.NewKeyFromSeed(make([]byte, 32)).Public().(ed25519.PublicKey)
-	all := audit.VerifyOptions{PublicKey: public, FromStart: true}
+	all := audit.VerifyOptions{PublicKeys: []ed25519.PublicKey{public}, FromStart: true}
 
 	for name, tc := range map[string]struct {
 		log, marks string
@@ -300,13 +300,13 @@ func TestCheckpointsFindWhatTheChainCannot(t *testing.T) {
 		"line taken out and rechained": {rechain(slices.Concat(lines[:14], lines[15:])), string(marks), all,
 			"audit.jsonl:0 seq 20 changed; audit.jsonl:0 seq 30 truncated"},
 		"cut":                      {strings.Join(lines[:25], "\n") + "\n", string(marks), all, "audit.jsonl:0 seq 26 truncated"},
-		"cut with its checkpoints": {strings.Join(lines[:20], "\n") + "\n", strings.Join(signed[:2], ""), audit.VerifyOptions{PublicKey: public, MinSeq: 30}, "audit.jsonl:0 seq 21 truncated"},
+		"cut with its checkpoints": {strings.Join(lines[:20], "\n") + "\n", strings.Join(signed[:2], ""), audit.VerifyOptions{PublicKeys: []ed25519.PublicKey{public}, MinSeq: 30}, "audit.jsonl:0 seq 21 truncated"},
 		"tail rewritten, its checkpoints removed": {rechain(later(5)), strings.Join(signed[:2], ""), all, "audit.jsonl:0 seq 21 checkpoint"},
 		"tail not signed yet":                     {rechain(later(0)), strings.Join(signed[:2], ""), all, ""},
 		"checkpoint removed":                      {string(raw), signed[0] + signed[2], all, "audit.jsonl.checkpoints:2 seq 30 checkpoint"},
 		"checkpoint changed":                      {string(raw), strings.Replace(string(marks), `"seq":20`, `"seq":19`, 1), all, "audit.jsonl.checkpoints:2 seq 19 signature"},
 		"checkpoints removed":                     {string(raw), "", all, "audit.jsonl:0 seq 0 checkpoint"},
-		"another key":                             {string(raw), string(marks), audit.VerifyOptions{PublicKey: otherKey}, "audit.jsonl.checkpoints:1 seq 10 signature"},
+		"another key":                             {string(raw), string(marks), audit.VerifyOptions{PublicKeys: []ed25519.PublicKey{otherKey}}, "audit.jsonl.checkpoints:1 seq 10 signature"},
 		"hashes count without keys":               {string(raw), strings.Replace(string(marks), `"seq":20`, `"seq":19`, 1), audit.VerifyOptions{}, "audit.jsonl.checkpoints:3 seq 30 checkpoint; audit.jsonl:0 seq 19 changed"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -323,5 +323,66 @@ func TestCheckpointsFindWhatTheChainCannot(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestAnotherSigningKeyTakesOver: verify needs the key in use and those before it, each of which ends with the next.
+func TestAnotherSigningKeyTakesOver(t *testing.T) {
+	var files []string
+	var keys []ed25519.PublicKey
+	for i := range 3 {
+		seed := bytes.Repeat([]byte{byte(i + 1)}, ed25519.SeedSize)
+		file := filepath.Join(t.TempDir(), "key")
+		must(t, os.WriteFile(file, []byte(base64.StdEncoding.EncodeToString(seed)), 0o600))
+		files = append(files, file)
+		keys = append(keys, ed25519.NewKeyFromSeed(seed).Public().(ed25519.PublicKey))
+	}
+	first, second, stranger := keys[0], keys[1], keys[2]
+	// run lets a proxy record events with each of the keys, one after the other.
+	run := func(t *testing.T, events int, by ...int) (path string) {
+		path = filepath.Join(t.TempDir(), "audit.jsonl")
+		for _, key := range by {
+			log, _ := open(t, audit.Config{SigningKeyFile: files[key], File: &audit.File{Path: path}})
+			record(t, log, events)
+			closeLog(t, log)
+		}
+		return path
+	}
+	for name, tc := range map[string]struct {
+		by   []int
+		keys []ed25519.PublicKey
+		want string
+	}{
+		"the new key, then the old one":   {[]int{0, 1}, []ed25519.PublicKey{second, first}, ""},
+		"the new key alone":               {[]int{0, 1}, []ed25519.PublicKey{second}, "audit.jsonl.checkpoints:1 seq 5 signature"},
+		"the old key alone":               {[]int{0, 1}, []ed25519.PublicKey{first}, "audit.jsonl.checkpoints:2 seq 5 signature"},
+		"the old key named as in use":     {[]int{0, 1}, []ed25519.PublicKey{first, second}, "audit.jsonl.checkpoints:2 seq 5 signature"},
+		"a stranger besides":              {[]int{0, 1}, []ed25519.PublicKey{second, stranger, first}, ""},
+		"signed by the old one only":      {[]int{0, 0}, []ed25519.PublicKey{second, first}, "audit.jsonl.checkpoints:2 seq 10 signature"},
+		"the old one signs again":         {[]int{0, 1, 0}, []ed25519.PublicKey{second, first}, "audit.jsonl.checkpoints:4 seq 10 signature"},
+		"signed by a stranger in between": {[]int{0, 2, 1}, []ed25519.PublicKey{second, first}, "audit.jsonl.checkpoints:2 seq 5 signature"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := run(t, 5, tc.by...)
+			r := verify(t, audit.VerifyOptions{FromStart: true, PublicKeys: tc.keys}, path)
+			if got := problems(r); got != tc.want {
+				t.Errorf("got %q, want %q: %v", got, tc.want, r.Logs[0].Problems)
+			}
+		})
+	}
+	t.Run("without an event", func(t *testing.T) {
+		path := run(t, 5, 0)
+		log, _ := open(t, audit.Config{SigningKeyFile: files[1], File: &audit.File{Path: path}})
+		closeLog(t, log)
+		if got := problems(verify(t, audit.VerifyOptions{PublicKeys: []ed25519.PublicKey{second, first}}, path)); got != "" {
+			t.Error(got)
+		}
+	})
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }

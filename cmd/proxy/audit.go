@@ -21,7 +21,7 @@ type auditCommands struct {
 
 type auditVerifyCommand struct {
 	Paths     []string `arg:"" name:"audit" help:"The log's file, its rotated and compressed files, or their directory."`
-	PublicKey string   `placeholder:"FILE" help:"Ed25519 public key (PEM) that the checkpoints must be signed with."`
+	PublicKey []string `placeholder:"FILE" sep:"none" help:"Ed25519 public key (PEM) that the checkpoints must be signed with. Where the key was changed, again for each that it has replaced, the newest first."`
 	MinSeq    uint64   `placeholder:"N" help:"A line that must be there: what you noted last time."`
 	FromStart bool     `help:"Demand the very first line too, also where old files were removed for their age."`
 }
@@ -32,12 +32,12 @@ func (auditVerifyCommand) Example() string {
 
 func (cmd auditVerifyCommand) Run(out io.Writer) error {
 	options := audit.VerifyOptions{MinSeq: cmd.MinSeq, FromStart: cmd.FromStart}
-	if cmd.PublicKey != "" {
-		key, err := audit.ReadPublicKey(cmd.PublicKey)
+	for _, file := range cmd.PublicKey {
+		key, err := audit.ReadPublicKey(file)
 		if err != nil {
 			return fmt.Errorf("--public-key: %w", err)
 		}
-		options.PublicKey = key
+		options.PublicKeys = append(options.PublicKeys, key)
 	}
 	report, err := audit.Verify(context.Background(), cmd.Paths, options)
 	if err != nil {
