@@ -62,7 +62,8 @@ func openCheckpoints(path, keyFile string, end chainEnd, logger *slog.Logger) (*
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o640)
+	path = behindLinks(path) // and no link that is put there later
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_APPEND|os.O_CREATE|noFollow, 0o640)
 	if err != nil {
 		return nil, fmt.Errorf("open the audit log's checkpoints: %w", err)
 	}
@@ -112,6 +113,9 @@ func (c *checkpointer) readLast() (last Checkpoint, err error) {
 	info, err := c.f.Stat()
 	if err != nil {
 		return last, err
+	}
+	if !info.Mode().IsRegular() {
+		return last, errNoFile
 	}
 	c.size = info.Size()
 	for c.size > 0 {
@@ -191,20 +195,23 @@ func (c *checkpointer) sign(end chainEnd) {
 
 func (c *checkpointer) write(line []byte) error {
 	// Recreated where somebody removed it: verification will miss the earlier ones.
-	if named, err := os.Stat(c.path); err != nil || c.f == nil || !sameFile(c.f, named) {
-		f, err := os.OpenFile(c.path, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o640)
+	if named, err := os.Lstat(c.path); err != nil || c.f == nil || !sameFile(c.f, named) {
+		f, err := os.OpenFile(c.path, os.O_RDWR|os.O_APPEND|os.O_CREATE|noFollow, 0o640)
 		if err != nil {
+			return err
+		}
+		info, err := f.Stat()
+		if err == nil && !info.Mode().IsRegular() {
+			err = errNoFile // a pipe would stop the writer once it is full
+		}
+		if err != nil {
+			f.Close()
 			return err
 		}
 		if c.f != nil {
 			c.f.Close()
 		}
-		c.f = f
-		info, err := f.Stat()
-		if err != nil {
-			return err
-		}
-		c.size = info.Size()
+		c.f, c.size = f, info.Size()
 	}
 	n, err := c.f.Write(line)
 	if err != nil && n > 0 {

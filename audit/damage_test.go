@@ -277,3 +277,36 @@ func TestVerifyAsksWhoElseKnows(t *testing.T) {
 		})
 	}
 }
+
+// TestFarEndsGoOnBehindTwoDamagedFiles: that neither has the line wanted next must not lead from one to the other for ever.
+func TestFarEndsGoOnBehindTwoDamagedFiles(t *testing.T) {
+	cut := func(raw []byte) []byte { return raw[:len(raw)/2] }
+	for name, second := range map[string]func(raw []byte) []byte{
+		"cut, and emptied": func([]byte) []byte { return nil },
+		"cut, and zeros":   func(raw []byte) []byte { return make([]byte, len(raw)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			no := false
+			c := audit.Config{InFlight: 512, File: &audit.File{MaxSize: 32 << 10, Keep: 100, Compress: &no}}
+			log, path := open(t, c)
+			record(t, log, 400)
+			closeLog(t, log)
+			files, _ := filepath.Glob(filepath.Join(filepath.Dir(path), "audit-*.jsonl"))
+			if len(files) < 4 {
+				t.Fatalf("%d files", len(files))
+			}
+			edit(t, files[1], cut)
+			edit(t, files[2], second)
+			far := startRefusing(t, func(string) bool { return false })
+			c.Ship = []audit.Ship{{Webhook: &ship.Webhook{URL: "http://" + far.address}}}
+			log, _ = open(t, c)
+			record(t, log, 1)
+			eventually(t, "the far end has all there is", func() bool { s := log.Stats(); return s.Queued == 0 && s.Ship[0].Lag == 0 })
+			s := log.Stats().Ship[0]
+			closeLog(t, log)
+			if s.Lost == 0 || s.Shipped+s.Lost != 401 || s.Shipped != uint64(len(far.got())) {
+				t.Errorf("%d arrived: %+v", len(far.got()), s)
+			}
+		})
+	}
+}

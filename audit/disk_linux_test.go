@@ -93,3 +93,11 @@ const (
 	fifreeze = 0xC0045877
 	fithaw   = 0xC0045878
 )
+
+// pipe makes a named pipe.
+func pipe(t *testing.T, path string) {
+	t.Helper()
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -21,3 +21,8 @@ func freezable(t *testing.T) (dir string, freeze, thaw func()) {
 	t.Skip("SKIPPED: a disk is frozen on Linux only")
 	return "", nil, nil
 }
+
+func pipe(t *testing.T, path string) {
+	t.Helper()
+	t.Skip("SKIPPED: named pipes are tried on Linux")
+}

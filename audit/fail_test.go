@@ -3,6 +3,7 @@ package audit_test
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io"
@@ -585,4 +586,133 @@ func TestCheck(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestPartOfALineTakesNoEventWithIt: what follows it would be on its line, and so in none.
+func TestPartOfALineTakesNoEventWithIt(t *testing.T) {
+	written := func(t *testing.T, path string) {
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteString(`{"schema":"sluice.audit/1","se`); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+	}
+	cut := func(t *testing.T, path string) {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(path, info.Size()-5); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, c := range map[string]struct {
+		meddle func(t *testing.T, path string)
+		seen   bool // before the next event
+		before int  // events that stay
+	}{
+		"written by somebody":           {written, false, 10},
+		"written by somebody, and seen": {written, true, 10},
+		"left by a cut":                 {cut, false, 9},
+		"left by a cut, and seen":       {cut, true, 9},
+	} {
+		t.Run(name, func(t *testing.T) {
+			log, path := open(t, audit.Config{InFlight: 64})
+			record(t, log, 10)
+			eventually(t, "all is written", func() bool { return log.Stats().Written == 10 })
+			c.meddle(t, path)
+			if c.seen {
+				if err := log.Reopen(); err != nil {
+					t.Error(err)
+				}
+			}
+			r := begin(t, log)
+			r.Commit()
+			eventually(t, "the next is written", func() bool { return log.Stats().Written == 11 })
+			record(t, log, 1)
+			closeLog(t, log)
+			got := ids(path)
+			if len(got) != c.before+2 || got[c.before] != r.Event.ID {
+				raw, _ := os.ReadFile(path)
+				t.Errorf("%d events, the last but one is not what followed:\n%s", len(got), raw)
+			}
+			if want := c.before == 10; verify(t, audit.VerifyOptions{}, path).OK() != want {
+				t.Errorf("verify finds it whole: %v, want %v", !want, want)
+			}
+		})
+	}
+}
+
+// TestT24DiskFullWhileRotating rotates with every few events, compresses and signs, on a disk that is full again and again.
+func TestT24DiskFullWhileRotating(t *testing.T) {
+	key, public := signingKey(t)
+	dir := smallDisk(t, "2m")
+	c := audit.Config{InFlight: 32, SigningKeyFile: key, File: &audit.File{Path: filepath.Join(dir, "audit.jsonl"), MaxSize: 8 << 10, Keep: 10_000}}
+	log, path := open(t, c)
+	var served []string
+	serve := func(r *audit.Record) {
+		served = append(served, r.Event.ID)
+		if err := r.Journal(); err != nil {
+			t.Error(err)
+		}
+		r.Commit()
+	}
+	for range 5 {
+		for range 50 {
+			serve(begin(t, log))
+		}
+		b, err := os.Create(filepath.Join(dir, "ballast"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.Copy(b, neverEnding{}) // until there is no room
+		b.Close()
+		eventually(t, "no room for another event", func() bool {
+			if r, err := log.Begin(time.Now()); err == nil {
+				serve(r)
+			}
+			return full(log)() && log.Stats().Failures > 0
+		})
+		if err := os.Remove(b.Name()); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it recovers by itself", healthy(log))
+	}
+	closeLog(t, log)
+	log, _ = open(t, c)
+	eventually(t, "what could not be compressed is", func() bool {
+		plain, _ := filepath.Glob(filepath.Join(dir, "audit-*.jsonl"))
+		return len(plain) == 0
+	})
+	closeLog(t, log)
+	mustHoldExactly(t, served, path)
+	if r := verify(t, audit.VerifyOptions{FromStart: true, PublicKeys: []ed25519.PublicKey{public}}, path); !r.OK() {
+		t.Error(r.Logs[0].Problems)
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, "*.tmp")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// TestNoRoomForAnotherFile: the disk has bytes left, but no new file can be made, so nothing can be rotated.
+func TestNoRoomForAnotherFile(t *testing.T) {
+	const files = 8
+	dir := smallDisk(t, fmt.Sprintf("4m,nr_inodes=%d", files))
+	no := false
+	log, path := open(t, audit.Config{InFlight: 32, File: &audit.File{Path: filepath.Join(dir, "audit.jsonl"), MaxSize: 8 << 10, Keep: 10_000, Compress: &no}})
+	for i := range files {
+		if os.WriteFile(filepath.Join(dir, fmt.Sprintf("ballast-%d", i)), nil, 0o600) != nil {
+			break
+		}
+	}
+	record(t, log, 200)
+	eventually(t, "events are written all the same", func() bool { return log.Stats().Written == 200 })
+	if info, err := os.Stat(path); err != nil || info.Size() < 40<<10 || log.Health() != nil {
+		t.Errorf("the file goes on growing: %v, %v, %v", info, err, log.Health())
+	}
+	closeLog(t, log)
+	mustHold(t, path, 200)
 }

@@ -40,7 +40,7 @@ func openFile(c *File, logger *slog.Logger, now func() time.Time, retired func(*
 	if err := os.MkdirAll(filepath.Dir(c.Path), 0o750); err != nil {
 		return nil, chainEnd{}, fmt.Errorf("make the audit log's directory: %w", err)
 	}
-	f, err := os.OpenFile(l.path, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o640)
+	f, err := os.OpenFile(l.path, os.O_RDWR|os.O_APPEND|os.O_CREATE|noFollow, 0o640) // links to it were followed before
 	if err != nil {
 		return nil, chainEnd{}, fmt.Errorf("open the audit log: %w", err)
 	}
@@ -72,6 +72,8 @@ func openFile(c *File, logger *slog.Logger, now func() time.Time, retired func(*
 	return l, end, nil
 }
 
+var errNoFile = errors.New("it is not a regular file")
+
 // adopt makes f, which is at l.path, what is written.
 func (l *file) adopt(f *os.File) (end chainEnd, err error) {
 	info, err := f.Stat()
@@ -79,7 +81,7 @@ func (l *file) adopt(f *os.File) (end chainEnd, err error) {
 		return end, err
 	}
 	if !info.Mode().IsRegular() {
-		return end, errors.New("it is not a regular file")
+		return end, errNoFile
 	}
 	if err := lock(f); err != nil { // it may have other names than the one beside which the journal is
 		return end, err
@@ -253,7 +255,11 @@ func (l *file) abandon() {
 // open opens the log again: after abandon, a failed rotation, or when it was moved away. What has its name and
 // is not what we wrote is put aside.
 func (l *file) open() error {
-	f, err := os.OpenFile(l.path, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o640)
+	// A link that was put there since the start is not followed: who may write here would choose where else we write.
+	if named, err := os.Lstat(l.path); err == nil && !named.Mode().IsRegular() {
+		return l.replace()
+	}
+	f, err := os.OpenFile(l.path, os.O_RDWR|os.O_APPEND|os.O_CREATE|noFollow, 0o640)
 	if err != nil {
 		return fmt.Errorf("open the audit log: %w", err)
 	}
@@ -262,13 +268,7 @@ func (l *file) open() error {
 		var end chainEnd
 		if end, _, _, err = readEnd(f, info.Size()); err == nil && end.hash != l.end.hash {
 			f.Close()
-			if err := l.putAside(); err != nil {
-				return err
-			}
-			if err := l.create(); err != nil {
-				return fmt.Errorf("open the audit log: %w", err)
-			}
-			return nil
+			return l.replace()
 		}
 	}
 	if err == nil {
@@ -276,6 +276,17 @@ func (l *file) open() error {
 	}
 	if err != nil {
 		f.Close()
+		return fmt.Errorf("open the audit log: %w", err)
+	}
+	return nil
+}
+
+// replace begins a new file in the place of what has the log's name.
+func (l *file) replace() error {
+	if err := l.putAside(); err != nil {
+		return err
+	}
+	if err := l.create(); err != nil {
 		return fmt.Errorf("open the audit log: %w", err)
 	}
 	return nil
@@ -293,7 +304,7 @@ func (l *file) putAside() error {
 // check looks whether what we write is still what has the log's name, after just was written. An error means
 // that just is not in the log.
 func (l *file) check(just []byte) error {
-	named, err := os.Stat(l.path)
+	named, err := os.Lstat(l.path) // a link to it is not it: rotating would put the link away
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("look for the audit log: %w", err)
 	}
@@ -321,14 +332,30 @@ func (l *file) check(just []byte) error {
 	return nil
 }
 
-// resized is what becomes of a file that is not as long as we left it.
+// resized is what becomes of a file that is not as long as we left it. It must end in just, and just begin a line: what
+// somebody left of one before it would take our first with it.
 func (l *file) resized(size int64, just []byte) error {
 	l.logger.Error("the audit log was changed by somebody else: `audit verify` will tell what is wrong", "file", l.path, "bytes", size, "expected", l.size)
-	tail := make([]byte, len(just))
-	n, err := l.f.ReadAt(tail, max(0, size-int64(len(just))))
-	if n < len(just) || !bytes.Equal(tail, just) {
-		l.abandon() // the next append looks at it afresh
+	if len(just) == 0 {
+		l.abandon() // the next append looks at it afresh, and cuts such a rest
+		return nil
+	}
+	before := size - int64(len(just))
+	tail := make([]byte, len(just)+1)
+	tail[0] = '\n'
+	skip := 0
+	if before <= 0 {
+		skip = 1
+	}
+	n, err := l.f.ReadAt(tail[skip:], max(0, before-1))
+	if n < len(tail)-skip || !bytes.Equal(tail[1:], just) {
+		l.abandon()
 		return errors.Join(errors.New("the audit log was cut while it was written"), err)
+	}
+	if tail[0] != '\n' {
+		err := l.f.Truncate(before)
+		l.abandon()
+		return errors.Join(errors.New("somebody wrote part of a line into the audit log"), err)
 	}
 	l.mu.Lock()
 	l.size = size
@@ -346,7 +373,7 @@ func (l *file) restore() error {
 	}
 	_, err = io.Copy(f, io.NewSectionReader(l.f, 0, l.size))
 	if err == nil {
-		if info, statErr := os.Lstat(l.path); statErr == nil && info.Size() > 0 {
+		if info, statErr := os.Lstat(l.path); statErr == nil && (info.Size() > 0 || info.IsDir()) {
 			err = l.putAside()
 		}
 	}

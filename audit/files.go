@@ -426,6 +426,15 @@ func placesOf(log string) (places []witness) {
 	return places
 }
 
+// createTemp makes the file of that name, in the place of what a death left of one. Somebody may have put a link there, to
+// what is not ours to overwrite.
+func createTemp(name string, mode os.FileMode) (*os.File, error) {
+	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	return os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, mode)
+}
+
 // syncDir makes renames in dir last.
 func syncDir(dir string) error {
 	d, err := os.Open(dir)

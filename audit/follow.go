@@ -72,7 +72,10 @@ func (f *follower) read() (line []byte, seq uint64, err error) {
 		case f.live == nil || f.last:
 			f.finish()
 		default:
-			named, err := os.Stat(f.path)
+			named, err := os.Lstat(f.path)
+			if err == nil && !named.Mode().IsRegular() {
+				err = fs.ErrNotExist // see openCurrent
+			}
 			switch {
 			case err == nil && os.SameFile(named, f.live) && named.Size() >= f.offered:
 				return nil, 0, io.EOF
@@ -101,7 +104,7 @@ func (f *follower) read() (line []byte, seq uint64, err error) {
 // find opens the file that holds the line wanted next.
 func (f *follower) find() error {
 	// In this order: what is rotated away in between is then there twice, and not nowhere.
-	current, err := os.Open(f.path)
+	current, err := openCurrent(f.path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -127,8 +130,10 @@ func (f *follower) find() error {
 			at = i
 		}
 	}
-	if at >= 0 && f.done != 0 && files[at].firstSeq == f.done {
-		at++ // it has been read: what is wanted will be in the one after
+	// What has been read to its end is not read again, nor what is before it: what is wanted will be in one after. Where two
+	// files that follow each other do not have it, each would be the other's next for ever.
+	for at >= 0 && at < len(files) && files[at].firstSeq != 0 && (files[at].firstSeq == f.done || files[at].rotated && files[at].firstSeq < f.done) {
+		at++
 	}
 	if at < 0 || at == len(files) { // not in a file of the log's, or not yet
 		if moved := f.moved(); moved != "" {
@@ -165,6 +170,17 @@ func (f *follower) find() error {
 	}
 	f.name, f.lines = files[at].path, newLineReader(f.r)
 	return nil
+}
+
+// openCurrent opens what is written. Whatever else has its name is none, until the writer has put it aside: to open a pipe
+// would wait for who writes to it.
+func openCurrent(path string) (*os.File, error) {
+	if info, err := os.Lstat(path); err != nil {
+		return nil, err
+	} else if !info.Mode().IsRegular() {
+		return nil, fs.ErrNotExist
+	}
+	return os.Open(path)
 }
 
 // open reads a file that somebody moved away.

@@ -267,8 +267,7 @@ func (j *journal) removeSpills() {
 // on: it must be writable on a full disk.
 func (j *journal) create() (f *os.File, err error) {
 	name := j.path + ".new"
-	os.Remove(name)
-	f, err = os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err = createTemp(name, 0o600)
 	if err != nil {
 		return nil, err
 	}

@@ -145,7 +145,7 @@ func (k *keeper) compressAll() error {
 
 // compressFile replaces a file by its compressed self, which is read back first: the original is evidence.
 func (k *keeper) compressFile(f logFile) (err error) {
-	in, err := os.Open(f.path)
+	in, err := os.OpenFile(f.path, os.O_RDONLY|noFollow, 0)
 	if err != nil {
 		return err
 	}
@@ -156,7 +156,7 @@ func (k *keeper) compressFile(f logFile) (err error) {
 	}
 	name := f.path + zstdSuffix
 	temp := name + ".tmp"
-	out, err := os.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, info.Mode().Perm())
+	out, err := createTemp(temp, info.Mode().Perm())
 	if err != nil {
 		return err
 	}

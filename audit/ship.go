@@ -200,7 +200,7 @@ func (s *shipper) save(c cursor) error {
 		return err
 	}
 	temp := s.path + ".tmp"
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := createTemp(temp, 0o600)
 	if err != nil {
 		return err
 	}

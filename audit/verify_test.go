@@ -379,10 +379,3 @@ func TestAnotherSigningKeyTakesOver(t *testing.T) {
 		}
 	})
 }
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
