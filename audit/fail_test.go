@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -715,4 +716,69 @@ func TestNoRoomForAnotherFile(t *testing.T) {
 	}
 	closeLog(t, log)
 	mustHold(t, path, 200)
+}
+
+// TestCloseEndsWhereTheDiskDoesNotAnswer: who ends the proxy waits for it.
+func TestCloseEndsWhereTheDiskDoesNotAnswer(t *testing.T) {
+	t.Parallel() // it mostly waits
+	dir, freeze, thaw := freezable(t)
+	log, _ := open(t, audit.Config{InFlight: 64, File: &audit.File{Path: filepath.Join(dir, "audit.jsonl"), Fsync: "interval"}})
+	record(t, log, 5)
+	eventually(t, "they are written", func() bool { return log.Stats().Written == 5 })
+	freeze()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	closed := make(chan error, 1)
+	go func() { closed <- log.Close(ctx) }()
+	ended := false
+	defer func() {
+		thaw()
+		if !ended {
+			<-closed
+		}
+	}()
+	eventually(t, "the log is closed", func() bool {
+		select {
+		case err := <-closed:
+			ended = true
+			if err == nil {
+				t.Error("closed without an error on a frozen disk")
+			}
+		default:
+		}
+		return ended
+	})
+}
+
+// onRecord is a logger's handler that does something with what is told.
+type onRecord func(message string)
+
+func (onRecord) Enabled(context.Context, slog.Level) bool { return true }
+func (f onRecord) Handle(_ context.Context, r slog.Record) error {
+	f(r.Message)
+	return nil
+}
+func (f onRecord) WithAttrs([]slog.Attr) slog.Handler { return f }
+func (f onRecord) WithGroup(string) slog.Handler      { return f }
+
+// TestEveryCommitIsWrittenOrTold, also one that comes while the log is closed and the writer is at its last look.
+func TestEveryCommitIsWrittenOrTold(t *testing.T) {
+	var r *audit.Record
+	told := 0
+	log, path := open(t, audit.Config{InFlight: 64, Logger: slog.New(onRecord(func(message string) {
+		switch message {
+		case "the audit log was moved away: going on in a new file":
+			r.Commit()
+		case "audit: an event came after the log was closed":
+			told++
+		}
+	}))})
+	record(t, log, 1)
+	eventually(t, "it is written", func() bool { return log.Stats().Written == 1 })
+	r = begin(t, log)
+	must(t, os.Rename(path, path+".1"))
+	closeLog(t, log)
+	if got := len(ids(path)); got+told != 1 {
+		t.Errorf("%d events in the log, %d told of; want one of either", got, told)
+	}
 }

@@ -474,10 +474,27 @@ func (l *Log) Close(ctx context.Context) error {
 	if l.file == nil || stuck || longAgo(l.trying.Load()) {
 		return err
 	}
+	ended := make(chan error, 1)
+	go func() { ended <- l.end(ctx) }()
+	select {
+	case endErr := <-ended:
+		return errors.Join(err, endErr)
+	case <-ctx.Done():
+	}
+	select {
+	case endErr := <-ended:
+		return errors.Join(err, endErr)
+	case <-time.After(hanging):
+		return errors.Join(err, fmt.Errorf("close the audit log: its disk has not answered for %s: %w", hanging, ctx.Err()))
+	}
+}
+
+// end ends what works beside the writer, and closes the files.
+func (l *Log) end(ctx context.Context) error {
 	l.stopShippers(ctx)
 	l.flusher.Wait()
 	l.keeper.stop()
 	s := l.Stats()
 	empty := s.Open == 0 && s.Queued == 0
-	return errors.Join(err, l.file.flush(), l.file.close(), l.checkpoints.close(), l.journal.close(empty))
+	return errors.Join(l.file.flush(), l.file.close(), l.checkpoints.close(), l.journal.close(empty))
 }

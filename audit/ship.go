@@ -117,7 +117,11 @@ func (l *Log) stopShippers(ctx context.Context) {
 		case <-s.done:
 		case <-ctx.Done():
 			s.stop()
-			<-s.done
+			select {
+			case <-s.done:
+			case <-time.After(time.Second): // it hangs in a read
+				continue
+			}
 		}
 		s.stop()
 		s.sink.Close()

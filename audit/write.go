@@ -143,6 +143,9 @@ func (l *Log) fillBatch() bool {
 	}
 	b.waiting = n
 	more := !l.closed
+	if !more && n == 0 {
+		l.ended = true // now: what were committed before the writer is gone would be in a queue that nobody reads
+	}
 	l.mu.Unlock()
 
 	b.lines = b.lines[:0]
