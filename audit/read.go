@@ -43,6 +43,9 @@ type textLine struct {
 	text   []byte
 }
 
+// clockError is how far a clock is taken to have been set back at most: somebody had the time zone wrong.
+const clockError = 24 * time.Hour
+
 // readLines yields the lines of logs, leaving out files that were done before since. An unfinished last line is left
 // out: it is being written.
 func readLines(paths []string, since time.Time) iter.Seq2[textLine, error] {
@@ -54,8 +57,8 @@ func readLines(paths []string, since time.Time) iter.Seq2[textLine, error] {
 		}
 		for _, log := range logs {
 			for _, f := range log.files {
-				// A line is written after its event's time.
-				if info, err := os.Stat(f.path); err == nil && info.ModTime().Before(since.Add(-time.Minute)) {
+				// A line is written after its event's time, unless the clock was set back in between.
+				if info, err := os.Stat(f.path); err == nil && info.ModTime().Before(since.Add(-clockError)) {
 					continue
 				}
 				if !readFile(f.path, yield) {
