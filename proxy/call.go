@@ -137,6 +137,9 @@ func (c *call) finish() {
 	c.event.BytesOut = c.out.bytes
 	c.proxy.Telemetry.finished(c, took)
 	c.record.Commit()
+	if fault == nil && c.spent() && c.out.Header().Get("Connection") == "" {
+		fault = http.ErrAbortHandler // the cut came too late for the answer to say so
+	}
 	if fault != nil {
 		panic(fault)
 	}
@@ -215,8 +218,15 @@ func (c *call) refuse(err error) {
 	if wait := retryAfter(err, e); wait > 0 {
 		c.out.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
 	}
+	if c.spent() {
+		c.out.Header().Set("Connection", "close")
+	}
 	s3wire.WriteError(c.out, c.in, e, c.in.URL.Path, c.event.ID)
 }
+
+// spent tells whether a cut has used the connection up: its deadlines are the connection's, and net/http takes the client
+// for gone from then on, so that the next request on it would be refused as one that nobody waits for.
+func (c *call) spent() bool { return c.cutBy.Load() != cutNot && c.in.ProtoMajor == 1 }
 
 // silent tells which side of an exchange that was cut for standing still it was: see cut.
 func (c *call) silent(err error) error {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/proxy"
+	"github.com/sluice-s3/sluice/proxy/identity"
 	"github.com/sluice-s3/sluice/proxy/s3test"
 	"github.com/sluice-s3/sluice/test/machine"
 )
@@ -683,6 +684,21 @@ func TestTrailerUploadArrivesIntact(t *testing.T) {
 		t.Errorf("the backend saw %s%s (%v)", got.Head, got.Body, got.PayloadErr)
 	}
 	check(t, r.event(), map[string]any{"outcome": "completed"})
+}
+
+// Who is refused because its session was revoked meanwhile is told, too, that its connection is of no more use.
+func TestRevocationEndsTheConnection(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	r.backend.Handle(func(http.ResponseWriter, *s3test.Request) {
+		if _, err := r.auth.Revocations().Add(t.Context(), identity.Revocation{Issuer: r.issuer.URL(), Session: "env-1"}); err != nil {
+			t.Error(err)
+		}
+		<-r.backend.Done()
+	})
+	if response, body := r.do(r.request("GET", "/artifacts/web/k", nil)); response.StatusCode != 403 || !response.Close {
+		t.Errorf("%s, close %v: %s", response.Status, response.Close, body)
+	}
+	check(t, r.event(), map[string]any{"outcome": "revoked"})
 }
 
 // A revocation cuts what is in flight, both ways.
