@@ -207,6 +207,7 @@ type conn struct {
 	request  request
 	response response
 	idleTill time.Time
+	hurried  bool // there is another deadline than the idle one
 	handed   bool // to HTTP2
 
 	state    atomic.Int32  // see below
@@ -371,6 +372,8 @@ func (c *conn) await() bool {
 				c.idleTill = now.Add(timeout + min(timeout/8, time.Second))
 				c.rwc.SetReadDeadline(c.idleTill)
 			}
+		} else if c.hurried {
+			c.deadline(time.Time{}) // of the request before, for its head or what was left of its body
 		}
 		if c.response.pending() && c.plain != nil {
 			if !c.answerAndAwait() {
@@ -414,7 +417,7 @@ func (c *conn) answerAndAwait() bool {
 
 // deadline sets the one deadline for reads that there is; the idle one is to be set again.
 func (c *conn) deadline(t time.Time) {
-	c.idleTill = time.Time{}
+	c.idleTill, c.hurried = time.Time{}, !t.IsZero()
 	c.rwc.SetReadDeadline(t)
 }
 

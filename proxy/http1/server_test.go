@@ -391,6 +391,29 @@ func TestTimeouts(t *testing.T) {
 	}
 }
 
+// Where there is no idle timeout the time that a body's rest gets to come is not the next request's.
+func TestNoIdleTimeout(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	s := &http1.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.URL.Path) })}
+	go s.Serve(l)
+	defer s.Close()
+	c, err := net.Dial("tcp", l.Addr().String())
+	must(t, err)
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(machine.Patience))
+	in := bufio.NewReader(c)
+	for _, text := range []string{"PUT /1 HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello", "GET /2 HTTP/1.1\r\nHost: h\r\n\r\n"} {
+		_, err := io.WriteString(c, text)
+		must(t, err)
+		response, err := http.ReadResponse(in, nil)
+		must(t, err)
+		_, err = io.ReadAll(response.Body)
+		must(t, err)
+		time.Sleep(600 * time.Millisecond) // what is tested is that time passes
+	}
+}
+
 // FuzzRequests: what this server takes for requests, net/http's takes for the same. It may refuse more, and close sooner: of
 // a body that was cut off it says so.
 func FuzzRequests(f *testing.F) {
