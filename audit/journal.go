@@ -365,11 +365,11 @@ func (j *journal) put(s *slot, entry []byte) error {
 	return nil
 }
 
-// put1 is what a slot waits for while it is put.
-type put1 struct {
+// joined is a slot in a write that it shares with others.
+type joined struct {
 	at    int64
 	entry []byte
-	told  chan told // made where somebody else writes
+	told  chan told // made once
 }
 
 // told is what one who waits is told: how it went, or that the next write is its own to do.

@@ -67,7 +67,7 @@ type slot struct {
 	spill      string // the file that holds it, where it is too large for the journal
 	final      bool   // the journal holds the committed body
 	committed  time.Time
-	put        put1 // while it is put in the journal
+	put        joined // while it is put in the journal
 }
 
 func (s *slot) body() []byte { return s.entry[entryHeader:] }
