@@ -105,15 +105,20 @@ func rotatedFiles(current string) ([]logFile, error) {
 		if !ok || !name.Type().IsRegular() {
 			continue
 		}
+		path := filepath.Join(dir, name.Name())
 		info, err := name.Info()
+		if errors.Is(err, os.ErrNotExist) && !compressed { // it may be by now
+			path, compressed = path+zstdSuffix, true
+			info, err = os.Lstat(path)
+		}
 		if errors.Is(err, os.ErrNotExist) {
-			continue // compressed or removed meanwhile
+			continue // removed meanwhile
 		}
 		if err != nil {
 			return nil, err
 		}
 		files = append(files, logFile{
-			path: filepath.Join(dir, name.Name()), firstSeq: firstSeq, rotated: true,
+			path: path, firstSeq: firstSeq, rotated: true,
 			compressed: compressed, modified: info.ModTime(), size: info.Size(),
 		})
 	}

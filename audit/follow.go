@@ -26,6 +26,7 @@ type follower struct {
 	first   uint64      // number of r's first line, by its name until it is read; 0 = not known
 	done    uint64      // first of the file that was read to its end
 	offered int64       // bytes of r read, where it is live
+	again   uint64      // the line that was looked for once more, where a file seemed to be missing
 }
 
 // read returns the next line, good until read is called again; io.EOF = there is none yet. After another error it
@@ -52,6 +53,12 @@ func (f *follower) read() (line []byte, seq uint64, err error) {
 				continue
 			}
 			if f.next != 0 && seq > f.next {
+				if seq == f.first && f.again != f.next {
+					// A file that was compressed while the directory was listed may be in the list by neither name.
+					f.again = f.next
+					f.close()
+					continue
+				}
 				if moved := f.moved(); moved != "" {
 					f.close()
 					if err := f.open(moved); err != nil {
