@@ -276,7 +276,8 @@ func short(s string) string {
 	return s
 }
 
-// WriteAccesses tells people of each access what its rules made of it. Rules about other actions are left out.
+// WriteAccesses tells people of each access what its rules made of it. Rules about other actions are left out, unless
+// that is why it is refused: that no allow is about this one.
 func (x *Explanation) WriteAccesses(w io.Writer) error {
 	p := &printer{w: w}
 	verdict := map[bool]string{true: "allowed", false: "refused"}
@@ -285,10 +286,15 @@ func (x *Explanation) WriteAccesses(w io.Writer) error {
 		for _, reason := range a.Reasons {
 			p.printf("  because %s\n", reason)
 		}
+		unheard := !a.Allow && !slices.ContainsFunc(a.Rules, func(r RuleExplanation) bool { return r.allows() && !r.Elsewhere })
+		if unheard {
+			p.printf("  no allow rule is about %s in this operation\n", a.Action)
+		}
 		table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 		rows := &printer{w: table, err: p.err}
 		for _, r := range a.Rules {
-			if !r.Elsewhere {
+			// A helper that is about another action may be what an allow fails for.
+			if !r.Elsewhere || !a.Allow && r.Depth > 0 || unheard && r.allows() {
 				rows.printf("  %s%s\t%s:%d\t%s\n", strings.Repeat("  ", r.Depth), r.Rule, r.File, r.Line, r.outcome())
 			}
 		}
@@ -310,6 +316,9 @@ func (a *AccessExplanation) where() string {
 	}
 	return a.Bucket
 }
+
+// allows: it is one of the rules that the engine asks for first, and not a helper of that name.
+func (r *RuleExplanation) allows() bool { return r.Rule == ruleAllow.name && r.Depth == 0 }
 
 func (r *RuleExplanation) outcome() string {
 	switch {

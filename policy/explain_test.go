@@ -101,3 +101,62 @@ role := "reader"
 		}
 	}
 }
+
+// TestExplainNoAllow: that no allow is about an action is why it is refused, and not what is left out. What the rules
+// that there are wanted is told with it.
+func TestExplainNoAllow(t *testing.T) {
+	for name, test := range map[string]struct {
+		rego       string
+		want, lack []string
+	}{
+		"another action": {
+			`allow if {
+	input.action in {"s3:GetObject", "s3:PutObject"}
+	input.bucket == "artifacts"
+}
+
+deny contains "no secrets" if endswith(input.key, ".secret")
+
+reasons contains "write to us" if input.action == "s3:PutObject"
+`,
+			[]string{"s3:ListBucket on b/web/*: refused\n  no allow rule is about s3:ListBucket in this operation\n  allow policy.rego:2 fails at line 3: input.action in {\"s3:GetObject\", \"s3:PutObject\"} (input.action = \"s3:ListBucket\")\n"},
+			[]string{"reasons"},
+		},
+		"another operation": {
+			"default allow := false\nallow if {\ninput.operation == \"HeadBucket\"\ninput.action == \"s3:ListBucket\"\n}\n",
+			[]string{"no allow rule is about s3:ListBucket in this operation", "policy.rego:3 fails at line 4: input.operation == \"HeadBucket\" (input.operation = \"ListObjectsV2\")"}, nil,
+		},
+		"denied besides": {
+			"allow if input.action == \"s3:GetObject\"\ndeny contains \"closed\"\n",
+			[]string{"because closed\n  no allow rule is about s3:ListBucket", "deny policy.rego:3 holds"}, nil,
+		},
+		"one is about it": {
+			"allow if input.action == \"s3:GetObject\"\nallow if {\ninput.action == \"s3:ListBucket\"\ninput.prefix == \"\"\n}\n",
+			[]string{"allow policy.rego:3 fails at line 5"}, []string{"no allow rule", "policy.rego:2"},
+		},
+		"a helper": {
+			"allow if reads\nreads if input.action == \"s3:GetObject\"\n",
+			[]string{"allow policy.rego:2 fails at line 2: reads\n    reads policy.rego:3 fails at line 3: input.action == \"s3:GetObject\" (input.action = \"s3:ListBucket\")"}, []string{"no allow rule"},
+		},
+		"denied alone": {
+			"allow if input.action == \"s3:ListBucket\"\ndeny contains \"closed\"\n",
+			[]string{"because closed\n  allow policy.rego:2 holds"}, []string{"no allow rule"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			q := question(policy.Access{Action: "s3:ListBucket", Bucket: "b", Prefix: "web/"})
+			q.Operation = "ListObjectsV2"
+			_, text := explain(t, open(t, "package s3.authz\n"+test.rego), q)
+			for _, want := range test.want {
+				if !strings.Contains(text, want) {
+					t.Errorf("no %q in\n%s", want, text)
+				}
+			}
+			for _, lack := range test.lack {
+				if strings.Contains(text, lack) {
+					t.Errorf("%q in\n%s", lack, text)
+				}
+			}
+		})
+	}
+}
