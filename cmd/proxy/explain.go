@@ -55,6 +55,8 @@ type explained struct {
 	Backend   string    `json:"backend"`
 	ActAs     string    `json:"act_as,omitempty"` // the role that the backend would see
 	RoleError string    `json:"role_error,omitempty"`
+
+	overruled bool // policy allows it, and it is refused all the same: Allow is what the client would see
 }
 
 // happened is what became of a request then. That is more than policy's answer: limits and backends refuse, too.
@@ -91,7 +93,8 @@ func (cmd explainCommand) misused() error {
 	return nil
 }
 
-// Run answers why a request would be, or was, allowed or refused. Nothing is sent to a backend or to STS.
+// Run answers why a request would be, or was, allowed or refused. Nothing is sent to a backend or to STS. It exits with
+// 1 where the proxy would refuse the request; of an event it tells the past, which fails at nothing.
 func (cmd explainCommand) Run(out io.Writer) error {
 	if err := cmd.misused(); err != nil {
 		return misuse{err}
@@ -154,7 +157,15 @@ func (cmd explainCommand) Run(out io.Writer) error {
 			answer.RoleError = err.Error()
 		}
 	}
-	return cmd.print(out, &answer)
+	// What policy allows goes no further without a backend, or as a role that this one cannot be. ListBuckets is no
+	// one backend's.
+	if explanation.Allow && (answer.RoleError != "" || answer.Backend == "" && asked.Operation.Bucket != "") {
+		answer.Allow, answer.overruled = false, true
+	}
+	if err := cmd.print(out, &answer); err != nil || answer.Allow {
+		return err
+	}
+	return &exitError{exitFailed}
 }
 
 func (cmd explainCommand) identity(ctx context.Context, c *Config) (*identity.Identity, error) {
@@ -270,7 +281,11 @@ func (cmd explainCommand) print(out io.Writer, x *explained) error {
 		return encoder.Encode(x)
 	}
 	fmt.Fprintf(out, "%s by %s, session %s, project %q (%s)\n", x.Operation, x.Identity.Subject, x.Identity.Session, x.Identity.Attributes.Project, x.Identity.Issuer)
-	fmt.Fprintf(out, "decision: %s, by policy %s\n", said(x.Allow), x.Revision)
+	by := ", by"
+	if x.overruled {
+		by = ", though allowed by"
+	}
+	fmt.Fprintf(out, "decision: %s%s policy %s\n", said(x.Allow), by, x.Revision)
 	if x.Error != "" {
 		fmt.Fprintf(out, "  error: %s\n", x.Error)
 	}
@@ -289,9 +304,9 @@ func (cmd explainCommand) print(out io.Writer, x *explained) error {
 		fmt.Fprintf(out, "backend: %s\n", x.Backend)
 	}
 	switch {
-	case !x.Allow:
-	case x.RoleError != "":
+	case x.overruled && x.RoleError != "":
 		fmt.Fprintf(out, "role: refused: %s\n", x.RoleError)
+	case !x.Allow:
 	case x.ActAs != "":
 		fmt.Fprintf(out, "role: %s\n", x.ActAs)
 	}

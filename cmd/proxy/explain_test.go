@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/sluice-s3/sluice/examples/world"
+	"github.com/sluice-s3/sluice/examples/world/worldtest"
 )
 
 func TestExplain(t *testing.T) {
@@ -22,7 +23,7 @@ func TestExplain(t *testing.T) {
 	for name, c := range map[string]struct {
 		args []string
 		want []string
-		fail bool
+		fail bool // as it does where the request would be refused
 	}{
 		"allowed": {
 			args: []string{"--token-file", token, "GET", "/artifacts/web/x"},
@@ -30,11 +31,11 @@ func TestExplain(t *testing.T) {
 		},
 		"refused": {
 			args: []string{"--token-file", token, "get", r.proxy.URL + "/artifacts/api/x"},
-			want: []string{"s3:GetObject on artifacts/api/x: refused", "because project web works below web/", "fails at line", "decision: refused"},
+			want: []string{"s3:GetObject on artifacts/api/x: refused", "because project web works below web/", "fails at line", "decision: refused, by policy"}, fail: true,
 		},
 		"headers count": {
 			args: []string{"--token-file", token, "PUT", "s3://artifacts/web/x", "-H", "x-amz-copy-source: /artifacts/api/y"},
-			want: []string{"CopyObject", "s3:GetObject on artifacts/api/y: refused", "s3:PutObject on artifacts/web/x: allowed", "decision: refused"},
+			want: []string{"CopyObject", "s3:GetObject on artifacts/api/y: refused", "s3:PutObject on artifacts/web/x: allowed", "decision: refused"}, fail: true,
 		},
 		"no operation": {
 			args: []string{"--token-file", token, "GET", "/artifacts/web/x?frobnicate"},
@@ -70,7 +71,7 @@ func TestExplain(t *testing.T) {
 			Allow              bool
 			Accesses           []struct{ Action string }
 		}
-		if err != nil || json.Unmarshal([]byte(out), &x) != nil || x.Allow || x.Operation != "GetObject" || len(x.Accesses) != 1 {
+		if err == nil || json.Unmarshal([]byte(out), &x) != nil || x.Allow || x.Operation != "GetObject" || len(x.Accesses) != 1 {
 			t.Errorf("%v\n%s", err, out)
 		}
 	})
@@ -132,6 +133,44 @@ func TestExplain(t *testing.T) {
 			t.Errorf("%v\n%s", err, out)
 		}
 	})
+}
+
+// TestExplainRefusedBesides: policy is not all that refuses. What explain says of a request, and what it exits with, is
+// what the proxy does with it.
+func TestExplainRefusedBesides(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "a.rego"), "package s3.authz\nallow := true\nrole := \"arn:aws:iam::123456789012:role/x\" if startswith(input.key, \"role/\")\n")
+	r := newRig(t, world.Options{}, world.ProxyOptions{PolicyDir: dir, Credentials: "static", Set: map[string]any{"backends[0].buckets": []string{worldtest.Bucket}}})
+	r.store(t, "x", []byte("x"))
+	token := filepath.Join(t.TempDir(), "token")
+	write(t, token, r.Workspace("env-1", "web", "dev@acme.com"))
+	for _, c := range []struct {
+		path, headline, why string
+		status              int
+	}{
+		{"/artifacts/x", "decision: allowed, by policy ", "backend: s3-1", 200},
+		{"/", "decision: allowed, by policy ", "ListBuckets", 200},
+		{"/artifacts/role/x", "decision: refused, though allowed by policy ", "role: refused: policy asks for role arn:aws:iam::123456789012:role/x, but", 403},
+		{"/elsewhere/x", "decision: refused, though allowed by policy ", "backend: none has this bucket", 404},
+	} {
+		got := r.get(t, c.path)
+		r.event(t)
+		if got.StatusCode != c.status {
+			t.Errorf("%s: %s", c.path, got.Status)
+		}
+		out, err := runProxy(t, r.World, "explain", "--config", r.proxy.ConfigFile, "--token-file", token, "GET", c.path)
+		if (err == nil) != (c.status == 200) || !strings.Contains(out, c.headline) || !strings.Contains(out, c.why) {
+			t.Errorf("%s, which gets %d: %v\n%s", c.path, c.status, err, out)
+		}
+		out, err = runProxy(t, r.World, "explain", "--config", r.proxy.ConfigFile, "--token-file", token, "--json", "GET", c.path)
+		var x struct {
+			Allow    bool
+			Accesses []struct{ Allow bool }
+		}
+		if json.Unmarshal([]byte(out), &x) != nil || (err == nil) != x.Allow || x.Allow != (c.status == 200) || len(x.Accesses) != 1 || !x.Accesses[0].Allow {
+			t.Errorf("%s, which gets %d: %v\n%s", c.path, c.status, err, out)
+		}
+	}
 }
 
 // TestShadow: what the candidate would do otherwise is in the event, in a metric and in the log for people; that it
