@@ -2,8 +2,8 @@
 # who may do what where:
 #
 #   may_visit    know that the bucket is there: clients ask for it before they use it
-#   may_list     list below input.prefix
-#   may_read     read the object input.key
+#   may_list     list below input.prefix, old versions and unfinished uploads too
+#   may_read     read the object input.key, old versions of it too
 #   may_write    write it, in parts or at once
 #   may_delete   delete it
 #

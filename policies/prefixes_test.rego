@@ -31,6 +31,15 @@ test_prefix_never_what_destroys_or_opens if {
 	}
 }
 
+# Old versions are read and listed as the newest is. To delete them, or to have none kept, is for administrators.
+test_prefix_old_versions if {
+	authz.allow with input as on_key("s3:GetObjectVersion", "artifacts", "web/x") with data.prefixes as artifacts with data.grants as {} with data.listings as {}
+	authz.allow with input as object.union(listing("artifacts", "web/"), {"action": "s3:ListBucketVersions", "operation": "ListObjectVersions"}) with data.prefixes as artifacts with data.grants as {} with data.listings as {}
+	not authz.allow with input as on_key("s3:GetObjectVersion", "artifacts", "api/x") with data.prefixes as artifacts with data.grants as {} with data.listings as {}
+	not authz.allow with input as on_key("s3:DeleteObjectVersion", "artifacts", "web/x") with data.prefixes as artifacts with data.grants as {} with data.listings as {}
+	not authz.allow with input as bucket_call("s3:PutBucketVersioning", "PutBucketVersioning", "artifacts") with data.prefixes as artifacts with data.grants as {} with data.listings as {}
+}
+
 test_prefix_listing if {
 	authz.allow with input as listing("artifacts", "web/") with data.prefixes as artifacts with data.grants as {} with data.listings as {}
 	authz.allow with input as listing("artifacts", "web/2026/") with data.prefixes as artifacts with data.grants as {} with data.listings as {}
