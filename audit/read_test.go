@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -145,6 +146,48 @@ func TestTailIsForPeople(t *testing.T) {
 	}
 	if n := strings.Count(out.String(), "\n"); n != 2 || !strings.Contains(out.String(), "\x1b[31mDENY\x1b[0m") {
 		t.Errorf("refused, in colour:\n%s", out.String())
+	}
+}
+
+// TestTailDecides: PART is said of what was done in part, and of nothing that was not done at all.
+func TestTailDecides(t *testing.T) {
+	yes, no := audit.Access{Action: "s3:PutObject", Allow: true}, audit.Access{Action: "s3:PutObjectAcl"}
+	for _, tc := range []struct {
+		what     string
+		accesses []audit.Access
+		outcome  audit.Outcome
+		shadow   string
+		want     string
+	}{
+		{"allowed", []audit.Access{yes}, audit.Completed, "", "allow"},
+		{"too large, or over another limit", []audit.Access{yes}, audit.Refused, "", "DENY"},
+		{"refused for one access", []audit.Access{yes, no}, audit.Refused, "", "DENY"},
+		{"refused, and the client was gone", []audit.Access{no}, audit.Aborted, "", "DENY"},
+		{"done in part", []audit.Access{yes, no}, audit.Completed, "", "PART"},
+		{"policy was not asked", nil, audit.Failed, "", "-"},
+		{"bad credentials", nil, audit.Refused, "", "DENY"},
+		{"another part", []audit.Access{yes, no}, audit.Completed, `{"allow":false,"differs":true,"reasons":["not these"]}`, "PART"},
+	} {
+		log, path := open(t, audit.Config{File: &audit.File{}})
+		r, err := log.Begin(time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ev := &r.Event
+		ev.Operation, ev.Bucket, ev.Accesses, ev.Outcome = "PutObject", "b", tc.accesses, tc.outcome
+		ev.Decision.Allow = len(tc.accesses) > 0 && !slices.Contains(tc.accesses, no)
+		if tc.shadow != "" {
+			ev.Decision.Shadow = json.RawMessage(tc.shadow)
+		}
+		r.Commit()
+		closeLog(t, log)
+		var out bytes.Buffer
+		if err := audit.Tail(context.Background(), path, &out, audit.TailOptions{Last: 1}); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(out.String(), "  "+tc.want+"  ") || tc.shadow != "" && !strings.Contains(out.String(), "shadow policy would do another part of it, or on other terms: not these\n") {
+			t.Errorf("%s: want %s in\n%s", tc.what, tc.want, out.String())
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -138,8 +139,9 @@ func (ev *Event) forPeople(color bool) string {
 		return c + s + plainC
 	}
 	verdict, c := "allow", green
+	some := slices.ContainsFunc(ev.Accesses, func(a Access) bool { return a.Allow })
 	switch {
-	case ev.Outcome == Refused && !ev.Decision.Allow:
+	case ev.Outcome == Refused, ev.refused() && !some: // by policy, or by anything else: nothing of it was done
 		verdict, c = "DENY", red
 	case ev.refused():
 		verdict, c = "PART", yellow
@@ -178,6 +180,9 @@ func (s *shadow) would(ev *Event) string {
 	switch why := strings.Join(s.Reasons, "; "); {
 	case s.Error != "":
 		return "fails: " + s.Error
+	case !s.Allow && !ev.Decision.Allow:
+		// A DeleteObjects, which both policies do in part.
+		return strings.TrimSuffix("would do another part of it, or on other terms: "+why, ": ")
 	case !s.Allow && why != "":
 		return "would refuse: " + why
 	case !s.Allow:
