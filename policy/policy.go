@@ -125,8 +125,8 @@ type Limits struct {
 	MaxObjectBytes    int64   `json:"max_object_bytes,omitempty"`
 }
 
-// ShadowDecision is what the candidate policy would have said. It differs where it would have decided an access
-// otherwise, or allowed it on other terms.
+// ShadowDecision is what the candidate policy would have said. It differs where the caller would have got something
+// else, or got it on other terms; not where a request is refused either way, whatever for.
 type ShadowDecision struct {
 	Allow    bool     `json:"allow"`
 	Differs  bool     `json:"differs"`
@@ -134,4 +134,5 @@ type ShadowDecision struct {
 	Role     string   `json:"role,omitempty"`
 	Revision string   `json:"policy_revision,omitempty"`
 	Error    string   `json:"error,omitempty"`
+	Limits   Limits   `json:"-"` // for whoever holds the request to the limits, and so knows whether both refuse it
 }

@@ -26,6 +26,7 @@ type Event struct {
 	Decision  RecordedDecision
 	Backend   string
 	BytesIn   int64
+	Refused   bool // the caller got nothing of it, whoever refused it: limits do, too
 }
 
 // RecordedIdentity is Event.Identity, by the audit log's names. Of the claims it has those that audit.claims names.
@@ -105,7 +106,8 @@ const (
 	Unsure Change = "unsure"
 )
 
-// Difference is a group of recorded accesses that the candidate decides otherwise, by identity and access.
+// Difference is a group of recorded accesses that the candidate decides otherwise, by identity and access. Where the
+// request is refused either way there is none.
 type Difference struct {
 	Change  Change   `json:"change"`
 	Issuer  string   `json:"issuer"`
@@ -172,6 +174,11 @@ func Replay(ctx context.Context, candidate, inForce *Engine, events iter.Seq2[*E
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
+		got := q.granted(func(i int) bool { return event.Accesses[i].Allow }) // as far as it was policy's to grant
+		gets := make([]bool, len(got))
+		if decideErr == nil {
+			gets = q.granted(func(i int) bool { return now.Verdicts[i].Allow })
+		}
 		var before *Decision // by the policy in force, asked only where there is something to compare
 		for i, a := range event.Accesses {
 			d := Difference{Action: a.Action, Bucket: a.Bucket, Backend: event.Backend}
@@ -179,12 +186,12 @@ func Replay(ctx context.Context, candidate, inForce *Engine, events iter.Seq2[*E
 			switch {
 			case decideErr != nil:
 				d.Change, reasons = Failed, []string{decideErr.Error()}
-			case a.Allow && !now.Verdicts[i].Allow:
+			case got[i] && !event.Refused && !now.Verdicts[i].Allow:
 				d.Change, reasons = NewlyRefused, now.Verdicts[i].Reasons
-			case !a.Allow && now.Verdicts[i].Allow:
+			case gets[i] && !a.Allow:
 				d.Change = NewlyAllowed
 			}
-			if before == nil && inForce != nil && (d.Change != "" || now != nil && a.Allow) {
+			if before == nil && inForce != nil && (d.Change != "" || got[i] && gets[i]) {
 				// Where it fails, nothing can be said about what it would have decided.
 				if before, err = inForce.Decide(ctx, q); err != nil {
 					before = &Decision{Verdicts: make([]Verdict, len(q.Accesses))}
@@ -193,7 +200,7 @@ func Replay(ctx context.Context, candidate, inForce *Engine, events iter.Seq2[*E
 			switch {
 			case d.Change != "" && d.Change != Failed && before != nil && before.Verdicts[i].Allow != a.Allow:
 				d.Change = Unsure
-			case d.Change == "" && a.Allow && i == 0:
+			case d.Change == "" && got[i] && gets[i] && i == 0:
 				d.From, d.To = roles(event, now, before)
 				if d.From != d.To {
 					d.Change = RoleChanged

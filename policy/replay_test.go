@@ -123,3 +123,54 @@ func TestReplayMany(t *testing.T) {
 		t.Errorf("%.2000s", text)
 	}
 }
+
+// TestReplayRefusedEitherWay: what the caller did not get is not newly refused, and what it still does not get is not
+// newly allowed.
+func TestReplayRefusedEitherWay(t *testing.T) {
+	event := func(operation string, refused bool, accesses ...policy.RecordedAccess) *policy.Event {
+		e := recorded("e", "dev", "web", "", "", "", true, "r")
+		e.Operation, e.Accesses, e.Refused = operation, accesses, refused
+		for _, a := range accesses {
+			e.Decision.Allow = e.Decision.Allow && a.Allow
+		}
+		return e
+	}
+	put := func(allow bool) policy.RecordedAccess {
+		return policy.RecordedAccess{Action: "s3:PutObject", Bucket: "b", Key: "k", Allow: allow}
+	}
+	acl := func(allow bool) policy.RecordedAccess {
+		return policy.RecordedAccess{Action: "s3:PutObjectAcl", Bucket: "b", Key: "k", Allow: allow}
+	}
+	del := func(key string, allow bool) policy.RecordedAccess {
+		return policy.RecordedAccess{Action: "s3:DeleteObject", Bucket: "b", Key: key, Allow: allow}
+	}
+	for _, test := range []struct {
+		name, candidate string
+		event           *policy.Event
+		want            string
+	}{
+		{"one access, or both", "allow := false", event("PutObject", true, put(true), acl(false)), ""},
+		{"one access, or the other", "allow if input.action == `s3:PutObjectAcl`", event("PutObject", true, put(true), acl(false)), ""},
+		{"for its size", "allow := false", event("PutObject", true, put(true)), ""},
+		{"refused, on other terms", "allow if input.action == `s3:PutObject`\nrole := `other`", event("PutObject", true, put(true), acl(false)), ""},
+		{"refused, then allowed", "allow := true", event("PutObject", true, put(true), acl(false)), "newly allowed s3:PutObjectAcl b/k"},
+		{"allowed, then refused for one", "allow if input.action == `s3:PutObject`", event("PutObject", false, put(true), acl(true)), "newly refused s3:PutObjectAcl b/k"},
+		{"failed, which is not refused", "allow := false", event("PutObject", false, put(true)), "newly refused s3:PutObject b/k"},
+		{"another key", "allow if input.key == `l`", event("DeleteObjects", false, del("k", true), del("l", false)), "newly refused s3:DeleteObject b/k; newly allowed s3:DeleteObject b/l"},
+		{"the role that the backend refused", "allow := true\nrole := `other`", event("PutObject", true, put(true)), "role changed s3:PutObject b/k"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			report, err := policy.Replay(context.Background(), open(t, "package s3.authz\n"+test.candidate+"\n"), nil, log([]*policy.Event{test.event}, nil))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var have []string
+			for _, d := range report.Differences {
+				have = append(have, fmt.Sprintf("%s %s %s/%s", d.Change, d.Action, d.Bucket, d.Example))
+			}
+			if strings.Join(have, "; ") != test.want {
+				t.Errorf("have %q, want %q", have, test.want)
+			}
+		})
+	}
+}

@@ -31,7 +31,8 @@ func newShadow(e *Engine, c Config) *Engine {
 func (e *Engine) shadowOf(ctx context.Context, q *Question, decided *Decision) (s *ShadowDecision) {
 	s = &ShadowDecision{}
 	fail := func(err any) {
-		*s = ShadowDecision{Differs: decided.Allow, Revision: s.Revision, Error: fmt.Sprint(err)}
+		nothing := &Decision{Verdicts: make([]Verdict, len(decided.Verdicts))}
+		*s = ShadowDecision{Differs: nothing.differs(decided, q), Revision: s.Revision, Error: fmt.Sprint(err)}
 	}
 	defer func() {
 		if p := recover(); p != nil {
@@ -50,14 +51,39 @@ func (e *Engine) shadowOf(ctx context.Context, q *Question, decided *Decision) (
 		fail(err)
 		return s
 	}
-	s.Allow, s.Reasons, s.Role = d.Allow, d.Reasons, d.Role
-	s.Differs = d.differs(decided)
+	s.Allow, s.Reasons, s.Role, s.Limits = d.Allow, d.Reasons, d.Role, d.Limits
+	s.Differs = d.differs(decided, q)
 	return s
 }
 
-// differs: some access would be decided otherwise, or what is allowed would be on other terms.
-func (d *Decision) differs(o *Decision) bool {
-	same := slices.EqualFunc(d.Verdicts, o.Verdicts, func(a, b Verdict) bool { return a.Allow == b.Allow })
-	return !same || d.Allow != o.Allow || d.Role != o.Role || !bytes.Equal(d.SessionPolicy, o.SessionPolicy) ||
-		d.Limits != o.Limits || d.FilterListing != o.FilterListing
+// differs: the caller would get something else, or get it on other terms.
+func (d *Decision) differs(o *Decision, q *Question) bool {
+	gets := q.granted(func(i int) bool { return d.Verdicts[i].Allow })
+	got := q.granted(func(i int) bool { return o.Verdicts[i].Allow })
+	return !slices.Equal(gets, got) || slices.Contains(gets, true) &&
+		(d.Role != o.Role || !bytes.Equal(d.SessionPolicy, o.SessionPolicy) || d.Limits != o.Limits || d.FilterListing != o.FilterListing)
+}
+
+// granted tells of each access whether the caller gets what it is for, when policy answers so. A request is granted
+// as a whole, and one access that is refused refuses it: which, is the same to the caller. Only DeleteObjects is
+// granted in part, an entry by all that it needs.
+func (q *Question) granted(allow func(i int) bool) []bool {
+	type entry struct{ key, version string }
+	refused := map[entry]bool{}
+	entryOf := func(i int) (e entry) {
+		if q.Operation == "DeleteObjects" {
+			e = entry{q.Accesses[i].Key, q.Accesses[i].VersionID}
+		}
+		return e
+	}
+	for i := range q.Accesses {
+		if !allow(i) {
+			refused[entryOf(i)] = true
+		}
+	}
+	granted := make([]bool, len(q.Accesses))
+	for i := range granted {
+		granted[i] = !refused[entryOf(i)]
+	}
+	return granted
 }

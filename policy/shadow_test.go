@@ -78,3 +78,48 @@ func TestShadowReload(t *testing.T) {
 		t.Errorf("%+v", d.Shadow)
 	}
 }
+
+// TestShadowDiffers: a difference is one in what the caller gets.
+func TestShadowDiffers(t *testing.T) {
+	t.Parallel()
+	const role = "\nrole := `r`\n"
+	put := []policy.Access{{Action: "s3:PutObject", Bucket: "b", Key: "k"}, {Action: "s3:PutObjectAcl", Bucket: "b", Key: "k"}}
+	batch := []policy.Access{{Action: "s3:DeleteObject", Bucket: "b", Key: "k"}, {Action: "s3:DeleteObject", Bucket: "b", Key: "l"}}
+	bypass := append(batch[:2:2], policy.Access{Action: "s3:BypassGovernanceRetention", Bucket: "b", Key: "k"}, policy.Access{Action: "s3:BypassGovernanceRetention", Bucket: "b", Key: "l"})
+	for _, test := range []struct {
+		name, operation    string
+		accesses           []policy.Access
+		inForce, candidate string
+		want               bool
+	}{
+		{"refused for one access, or for both", "PutObject", put, "allow if input.action == `s3:PutObject`", "allow := false", false},
+		{"refused for one, or for the other", "PutObject", put, "allow if input.action == `s3:PutObject`", "allow if input.action == `s3:PutObjectAcl`", false},
+		{"refused, on other terms", "PutObject", put, "allow if input.action == `s3:PutObject`", "allow if input.action == `s3:PutObject`" + role, false},
+		{"refused, and the candidate fails", "PutObject", put, "allow if input.action == `s3:PutObject`", "allow if to_number(input.key) == 1", false},
+		{"refused, or allowed", "PutObject", put, "allow if input.action == `s3:PutObject`", "allow := true", true},
+		{"allowed, or refused for one", "PutObject", put, "allow := true", "allow if input.action == `s3:PutObject`", true},
+		{"allowed, on other terms", "PutObject", put, "allow := true", "allow := true" + role, true},
+		{"one key, or none", "DeleteObjects", batch, "allow if input.key == `k`", "allow := false", true},
+		{"one key, or the other", "DeleteObjects", batch, "allow if input.key == `k`", "allow if input.key == `l`", true},
+		{"one key, on other terms", "DeleteObjects", batch, "allow if input.key == `k`", "allow if input.key == `k`" + role, true},
+		{"one key, and the candidate fails", "DeleteObjects", batch, "allow if input.key == `k`", "allow if to_number(input.key) == 1", true},
+		{"no key, on other terms", "DeleteObjects", batch, "allow := false", "allow := false" + role, false},
+		{"no key, for want of one thing or the other", "DeleteObjects", bypass, "allow if input.action == `s3:DeleteObject`", "allow if input.action != `s3:DeleteObject`", false},
+		{"a key with all it needs", "DeleteObjects", bypass, "allow if input.action == `s3:DeleteObject`", "allow if input.action == `s3:DeleteObject`\nallow if input.key == `k`", true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			e, heard := watched(t, policy.Config{
+				Dir:    dir(t, map[string]string{"policy.rego": "package s3.authz\n" + test.inForce + "\n"}),
+				Shadow: &policy.Config{Dir: dir(t, map[string]string{"policy.rego": "package s3.authz\n" + test.candidate + "\n"})},
+			})
+			if e.Status().Shadow.Revision == "" {
+				heard(func(s policy.Status) bool { return s.Shadow.Revision != "" })
+			}
+			q := question(test.accesses...)
+			q.Operation = test.operation
+			if d := decide(t, e, q); d.Shadow.Differs != test.want {
+				t.Errorf("differs is %t: in force %+v, the candidate %+v", d.Shadow.Differs, d, d.Shadow)
+			}
+		})
+	}
+}

@@ -347,22 +347,37 @@ func (c *call) decide(accesses []s3wire.Access) (*policy.Decision, error) {
 	c.event.Decision = audit.Decision{
 		Allow: decision.Allow, Reasons: decision.Reasons, Role: decision.Role, PolicyRevision: decision.Revision,
 	}
-	if decision.Shadow != nil {
-		c.event.Decision.Shadow = encodeShadow(decision.Shadow)
+	var tooLarge error
+	if decision.Allow {
+		tooLarge = c.tooLarge(decision.Limits.MaxObjectBytes)
+	}
+	if shadow := decision.Shadow; shadow != nil {
+		if tooLarge != nil && (!shadow.Allow || c.tooLarge(shadow.Limits.MaxObjectBytes) != nil) {
+			shadow.Differs = false // it is refused either way
+		}
+		c.event.Decision.Shadow = encodeShadow(shadow)
 	}
 	c.proxy.Telemetry.decided(decision)
 	if err := c.lease.narrow(decision.Limits); err != nil {
 		return nil, err
 	}
-	if most := decision.Limits.MaxObjectBytes; decision.Allow && most > 0 && c.op.Uploads() {
-		switch {
-		case c.op.Payload.Length < 0:
-			return nil, &s3wire.Error{Code: "MissingContentLength", Message: fmt.Sprintf("policy limits objects to %d bytes, so the upload must tell its length", most)}
-		case c.op.Payload.Length > most:
-			return nil, &s3wire.Error{Code: "EntityTooLarge", Message: fmt.Sprintf("policy limits objects to %d bytes; this one has %d", most, c.op.Payload.Length)}
-		}
+	if tooLarge != nil {
+		return nil, tooLarge
 	}
 	return decision, nil
+}
+
+// tooLarge holds an upload to policy's limit; 0 is none.
+func (c *call) tooLarge(most int64) error {
+	switch {
+	case most == 0 || !c.op.Uploads():
+		return nil
+	case c.op.Payload.Length < 0:
+		return &s3wire.Error{Code: "MissingContentLength", Message: fmt.Sprintf("policy limits objects to %d bytes, so the upload must tell its length", most)}
+	case c.op.Payload.Length > most:
+		return &s3wire.Error{Code: "EntityTooLarge", Message: fmt.Sprintf("policy limits objects to %d bytes; this one has %d", most, c.op.Payload.Length)}
+	}
+	return nil
 }
 
 func (c *call) question(accesses []s3wire.Access) *policy.Question {

@@ -3,6 +3,7 @@ package main_test
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -212,6 +213,57 @@ func TestShadow(t *testing.T) {
 	}
 	out, err = runProxy(t, r.World, "explain", "--config", r.proxy.ConfigFile, "--event", eventFile(t, e))
 	if err != nil || !strings.Contains(out, "decision: allowed") || !strings.Contains(out, "shadow: a.rego:2") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestShadowRefusedEitherWay: who is refused by both policies sees no difference, whatever each refuses it for; nor does
+// a replay of what was refused.
+func TestShadowRefusedEitherWay(t *testing.T) {
+	inForce, candidate := t.TempDir(), t.TempDir()
+	write(t, filepath.Join(inForce, "a.rego"), "package s3.authz\nallow if input.action == \"s3:PutObject\"\nlimits := {\"max_object_bytes\": 4}\n")
+	write(t, filepath.Join(candidate, "a.rego"), "package s3.authz\nallow if {\ninput.action == \"s3:PutObject\"\nstartswith(input.key, \"small/\")\n}\nlimits := {\"max_object_bytes\": 2}\n")
+	r := newRig(t, world.Options{}, world.ProxyOptions{PolicyDir: inForce, Set: map[string]any{"policy.shadow.dir": candidate}})
+	until(t, "the shadow loaded", func() bool { return strings.Contains(r.proxy.Log(), "shadow policy loaded") })
+	client := bearer{r.Workspace("env-1", "web", "dev@acme.com"), http.DefaultTransport}
+	for _, c := range []struct {
+		path, acl, content string
+		status             int
+		differs            bool
+		verdict            string
+	}{
+		{"/artifacts/x", "private", "1", 403, false, "DENY"},
+		{"/artifacts/x", "", "12345", 400, false, "DENY"},
+		{"/artifacts/small/x", "", "12345", 400, false, "DENY"},
+		{"/artifacts/small/x", "", "123", 200, true, "allow"},
+		{"/artifacts/x", "", "1", 200, true, "allow"},
+	} {
+		request, err := http.NewRequest("PUT", r.proxy.URL+c.path, strings.NewReader(c.content))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.acl != "" {
+			request.Header.Set("X-Amz-Acl", c.acl)
+		}
+		got, err := client.RoundTrip(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got.Body.Close()
+		var shadow struct{ Differs bool }
+		if err := json.Unmarshal(r.event(t).Decision.Shadow, &shadow); err != nil || got.StatusCode != c.status || shadow.Differs != c.differs {
+			t.Errorf("%+v: %s, differs is %t, %v", c, got.Status, shadow.Differs, err)
+		}
+		out, err := runProxy(t, r.World, "audit", "tail", "--no-follow", "--last", "1", r.proxy.AuditFile)
+		if err != nil || !strings.Contains(out, "  "+c.verdict+"  ") || strings.Contains(out, "shadow policy would") != c.differs {
+			t.Errorf("%+v: %v\n%s", c, err, out)
+		}
+	}
+	if text := r.scrape(t); !regexp.MustCompile(`(?m)^sluice_policy_decisions_total\{.*shadow_differs="true".*\} 2$`).MatchString(text) {
+		t.Errorf("want two differences in\n%s", text)
+	}
+	out, err := runProxy(t, r.World, "policy", "replay", "--config", r.proxy.ConfigFile, "--policy", candidate, r.proxy.AuditFile)
+	if err == nil || !strings.Contains(out, "newly refused: 1\n") {
 		t.Errorf("%v\n%s", err, out)
 	}
 }

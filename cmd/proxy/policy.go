@@ -111,7 +111,7 @@ func recordedEvent(e *audit.Event) (*policy.Event, error) {
 	}
 	r := &policy.Event{
 		ID: e.ID, Time: e.Time, Identity: identity, SourceIP: e.SourceIP, UserAgent: e.UserAgent, Host: e.Host,
-		Operation: e.Operation, BytesIn: e.BytesIn,
+		Operation: e.Operation, BytesIn: e.BytesIn, Refused: e.Outcome == audit.Refused,
 		Decision: policy.RecordedDecision{Allow: e.Decision.Allow, Role: e.Decision.Role, Revision: e.Decision.PolicyRevision},
 		Backend:  e.Backend.Name,
 		Accesses: make([]policy.RecordedAccess, len(e.Accesses)),
