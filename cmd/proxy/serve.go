@@ -63,6 +63,7 @@ func (cmd serveCommand) Run() error {
 // server is a running proxy.
 type server struct {
 	file     string
+	begun    *Config // what a reload does not change is in force as this says it
 	log      *slog.Logger
 	keep     lasting
 	current  atomic.Pointer[parts]
@@ -83,7 +84,7 @@ type server struct {
 // start opens everything in the order that lets nothing be served that could not be recorded.
 func start(file string, c *Config) (_ *server, err error) {
 	ctx, stop := context.WithCancel(context.Background())
-	s := &server{file: file, failed: make(chan error, 2), ctx: ctx, stop: stop}
+	s := &server{file: file, begun: c, failed: make(chan error, 2), ctx: ctx, stop: stop}
 	defer func() {
 		if err != nil {
 			stop()
@@ -212,7 +213,7 @@ func (s *server) reload() {
 		return
 	}
 	s.current.Store(next)
-	for _, section := range needRestart(old.config, c) {
+	for _, section := range needRestart(s.begun, c) {
 		s.log.Warn("this section takes a restart to change", slog.String("section", section))
 	}
 	s.log.Info("configuration reloaded", slog.String("policy_revision", next.policy.Status().Revision))
@@ -245,20 +246,23 @@ func (s *server) shutdown() error {
 	return err
 }
 
-// needRestart names the sections that changed and that a running proxy cannot take up.
-func needRestart(old, new *Config) []string {
+// needRestart names the sections in which new differs from what the process began with, and which a running proxy cannot
+// take up.
+func needRestart(begun, new *Config) []string {
 	var sections []string
 	for name, same := range map[string]bool{
-		"listen.address":        old.Listen.Address == new.Listen.Address,
-		"listen.proxy_protocol": old.Listen.ProxyProtocol == new.Listen.ProxyProtocol,
-		"listen.tls":            reflect.DeepEqual(old.Listen.TLS, new.Listen.TLS),
-		"listen.domains":        new.Listen.TLS.ACME == nil || slices.Equal(old.Listen.Domains, new.Listen.Domains), // of the certificates
-		"admin":                 old.Admin == new.Admin,
-		"audit":                 reflect.DeepEqual(old.Audit, new.Audit),
-		"limits.max_in_flight":  old.Limits.MaxInFlight == new.Limits.MaxInFlight,
-		"limits.header_timeout": old.Limits.HeaderTimeout == new.Limits.HeaderTimeout,
-		"telemetry":             old.Telemetry == new.Telemetry,
-		"log":                   old.Log == new.Log,
+		"listen.address":         begun.Listen.Address == new.Listen.Address,
+		"listen.proxy_protocol":  begun.Listen.ProxyProtocol == new.Listen.ProxyProtocol,
+		"listen.tls":             reflect.DeepEqual(begun.Listen.TLS, new.Listen.TLS),
+		"listen.domains":         begun.Listen.TLS.ACME == nil || slices.Equal(begun.Listen.Domains, new.Listen.Domains),              // of the certificates
+		"listen.trusted_proxies": !begun.Listen.ProxyProtocol || slices.Equal(begun.Listen.TrustedProxies, new.Listen.TrustedProxies), // of the listener
+		"admin":                  begun.Admin == new.Admin,
+		"audit":                  reflect.DeepEqual(begun.Audit, new.Audit),
+		"limits.max_in_flight":   begun.Limits.MaxInFlight == new.Limits.MaxInFlight,
+		"limits.header_timeout":  begun.Limits.HeaderTimeout == new.Limits.HeaderTimeout,
+		"telemetry.otlp":         begun.Telemetry.OTLP == new.Telemetry.OTLP,
+		"telemetry.service_name": begun.Telemetry.ServiceName == new.Telemetry.ServiceName,
+		"log":                    begun.Log == new.Log,
 	} {
 		if !same {
 			sections = append(sections, name)

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -164,6 +165,39 @@ func TestReload(t *testing.T) {
 	write(t, r.proxy.ConfigFile, strings.Replace(string(config), r.Audience, "https://other.example.com", 1))
 	r.proxy.Signal(syscall.SIGHUP)
 	until(t, "the new audience", func() bool { return status() == 400 })
+}
+
+// What takes a restart is told on every reload while it is not what the process runs with, and then no longer.
+func TestReloadTellsWhatIsNotInForce(t *testing.T) {
+	r := newRig(t, world.Options{}, world.ProxyOptions{})
+	config, err := os.ReadFile(r.proxy.ConfigFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := string(config) + "\nlog: {level: debug}\ntelemetry: {service_name: other, spans: {keys: true}}\n"
+	told := 0
+	for i, step := range []struct {
+		config string
+		want   []string
+	}{
+		{changed, []string{"log", "telemetry.service_name"}},
+		{changed, []string{"log", "telemetry.service_name"}}, // read once, it is still not in force
+		{string(config), nil},                                // and this is
+	} {
+		write(t, r.proxy.ConfigFile, step.config)
+		r.proxy.Signal(syscall.SIGHUP)
+		until(t, "a reload", func() bool { return strings.Count(r.proxy.Log(), `"configuration reloaded"`) == i+1 })
+		var got []string
+		for _, line := range strings.Split(r.proxy.Log(), "\n") {
+			if _, section, ok := strings.Cut(line, `takes a restart to change","section":"`); ok {
+				got = append(got, strings.TrimSuffix(section, `"}`))
+			}
+		}
+		if !slices.Equal(got[told:], step.want) {
+			t.Errorf("reload %d told %q, want %q", i+1, got[told:], step.want)
+		}
+		told = len(got)
+	}
 }
 
 // What a session used of its limits, and what it has in flight, outlives a reload.
