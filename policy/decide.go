@@ -336,6 +336,13 @@ func compactJSON(v any) (json.RawMessage, error) {
 	return bytes.TrimRight(b.Bytes(), "\n"), nil
 }
 
+// limitNames are what `limits` may have.
+var limitNames = []string{"requests_per_second", "bytes_per_second", "in_flight", "max_object_bytes"}
+
+func errUnknownLimit(name string) error {
+	return fmt.Errorf("unknown limit %s: want requests_per_second, bytes_per_second, in_flight or max_object_bytes", name)
+}
+
 func limits(v ast.Value) (l Limits, err error) {
 	object, ok := v.(ast.Object)
 	if !ok {
@@ -358,7 +365,7 @@ func limits(v ast.Value) (l Limits, err error) {
 		case key.Compare(ast.String("max_object_bytes")) == 0 && isWhole:
 			l.MaxObjectBytes = whole
 		case isWhole:
-			return fmt.Errorf("unknown limit %s: want requests_per_second, bytes_per_second, in_flight or max_object_bytes", k)
+			return errUnknownLimit(k.String())
 		default:
 			return fmt.Errorf("%s: want a whole number, have %s", k, v)
 		}

@@ -125,7 +125,7 @@ type Status struct {
 	Loaded   time.Time // when the policy in force was loaded
 	Checked  time.Time // when its source last had no other: how old the policy may be
 	Err      error     // why the newest could not be loaded; nil = in force
-	Mistyped []Finding // rules whose value is never understood, so that they refuse
+	Mistyped []Finding // rules of which a value is never understood, so that they refuse
 	Shadow   *Status   // nil where no shadow policy is configured
 }
 

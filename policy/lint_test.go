@@ -28,6 +28,10 @@ func TestLint(t *testing.T) {
 		{"member of a list", `allow if input.identity.attributes.user in data.admins`, []string{"cost: looks through data.admins"}},
 		{"comprehension", `allow if count([g | some g in data.grants; g.bucket == input.bucket]) > 0`, []string{"cost: looks through data.grants"}},
 		{"every", `allow if every g in data.grants { g.bucket != input.bucket }`, []string{"cost: looks through data.grants"}},
+		{"limits", "allow if input.bucket\n\nlimits := {\"in_flight\": 5, \"requests_per_second\": count(data.admins)}", nil},
+		{"unknown limit", "allow if input.bucket\n\nlimits := {\"max_bytes\": 5}", []string{"type: `limits` has the unknown limit \"max_bytes\": want requests_per_second, "}},
+		{"unknown limit of some", "allow if input.bucket\n\ndefault limits := {}\n\nlimits := {\"in_flight\": 5, \"max_bytes\": 5} if input.key", []string{"type: `limits` has the unknown limit \"max_bytes\": want"}},
+		{"computed limit", "allow if input.bucket\n\nlimits := {input.bucket: 5}", nil},
 		{"own groups", `allow if "admins" in input.identity.attributes.groups`, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {

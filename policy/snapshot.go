@@ -150,7 +150,7 @@ type snapshot struct {
 	// queries by stage. Those whose rules the policy does not have are nil, and cost nothing.
 	queries [len(stages)]*query
 
-	// mistyped are rules whose value is never understood. What they are about is refused when it is asked.
+	// mistyped are rules of which a value is never understood. What that is about is refused when it is asked.
 	mistyped []Finding
 
 	// program answers most questions faster; nil = never.
@@ -273,6 +273,13 @@ func (s *snapshot) check(entry ast.Ref) error {
 				Kind: "type", File: rules[0].Location.File, Line: rules[0].Location.Row,
 				Message: fmt.Sprintf("`%s` is always %s, want %s: it refuses", r.name, types.Sprint(t), r.want),
 			})
+		} else if t != nil && r == ruleLimits {
+			for _, name := range unknownLimits(t) {
+				s.mistyped = append(s.mistyped, Finding{
+					Kind: "type", File: rules[0].Location.File, Line: rules[0].Location.Row,
+					Message: fmt.Sprintf("`limits` has the %v: it refuses", errUnknownLimit(name)),
+				})
+			}
 		}
 	}
 	return errors.Join(errs...)
@@ -288,6 +295,25 @@ func couldBe(t types.Type, is func(types.Type) bool) bool {
 		return len(t) == 0 || slices.ContainsFunc(t, func(t types.Type) bool { return couldBe(t, is) })
 	}
 	return is(t)
+}
+
+// unknownLimits are the names in a static type of `limits` that no limit has. Those that are computed show when they are.
+func unknownLimits(t types.Type) (unknown []string) {
+	switch t := t.(type) {
+	case *types.NamedType:
+		return unknownLimits(t.Type)
+	case types.Any:
+		for _, t := range t {
+			unknown = append(unknown, unknownLimits(t)...)
+		}
+	case *types.Object:
+		for _, key := range t.Keys() {
+			if name, ok := key.(string); !ok || !slices.Contains(limitNames, name) {
+				unknown = append(unknown, fmt.Sprintf("%#v", key))
+			}
+		}
+	}
+	return sortedOnce(unknown)
 }
 
 func isBoolean(t types.Type) bool { _, ok := t.(types.Boolean); return ok }

@@ -151,7 +151,7 @@ func (n *policyNews) tell(before, what string, s policy.Status) (now string) {
 	case s.Revision != "":
 		n.log.Info(what+" loaded", slog.String("revision", s.Revision))
 		for _, found := range s.Mistyped {
-			n.log.Warn("a rule of this "+what+" is never understood, and so refuses", slog.String("rule", found.String()))
+			n.log.Warn("a rule of this "+what+" has a value that is never understood, and so refuses", slog.String("rule", found.String()))
 		}
 	}
 	return now
