@@ -37,20 +37,19 @@ proxy check --config sluice.yaml --online --token-file /run/token`
 
 // Run prints every problem of the file, each with its path; and online, what came of asking everybody.
 func (cmd checkCommand) Run(out io.Writer) error {
-	c, err := loadConfig(cmd.Config)
-	var bad *ConfigError
-	if errors.As(err, &bad) {
-		for _, p := range bad.Problems {
-			fmt.Fprintln(out, p)
-		}
-		return &exitError{exitFailed}
-	}
+	c, problems, err := readConfig(cmd.Config)
 	if err != nil {
 		return err
 	}
-	if !cmd.Online {
-		if err := checkParts(out, c); err != nil {
-			return err
+	for _, p := range problems {
+		fmt.Fprintln(out, p)
+	}
+	if len(problems) > 0 || !cmd.Online {
+		if c != nil {
+			err = checkParts(out, c, problems)
+		}
+		if err != nil || len(problems) > 0 {
+			return &exitError{exitFailed}
 		}
 		fmt.Fprintf(out, "%s: ok\n", cmd.Config)
 		return nil
@@ -66,23 +65,36 @@ func (cmd checkCommand) Run(out io.Writer) error {
 }
 
 // checkParts makes what can be made of the configuration without asking anybody: credentials from files and variables,
-// and the policy.
-func checkParts(out io.Writer, c *Config) error {
+// and the policy. What has problems already is not made of.
+func checkParts(out io.Writer, c *Config, already []Problem) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	good := func(paths ...string) bool {
+		return !slices.ContainsFunc(already, func(p Problem) bool {
+			return slices.ContainsFunc(paths, func(path string) bool { return within(p.Path, path) || within(path, p.Path) })
+		})
+	}
 	var failed error
 	for _, p := range c.idleBackends() {
-		fmt.Fprintln(out, p)
-		failed = &exitError{exitFailed}
+		if good(p.Path) {
+			fmt.Fprintln(out, p)
+			failed = &exitError{exitFailed}
+		}
 	}
 	for i := range c.Audit.Ship {
+		if !good(fmt.Sprintf("audit.ship[%d]", i)) {
+			continue
+		}
 		c.Audit.Ship[i].CheckSecrets(func(path, problem string) {
 			fmt.Fprintln(out, Problem{fmt.Sprintf("audit.ship[%d].%s", i, path), problem})
 			failed = &exitError{exitFailed}
 		})
 	}
 	for i := range c.Backends {
-		b := &c.Backends[i]
+		b, at := &c.Backends[i], fmt.Sprintf("backends[%d].", i)
+		if !good(at+"credentials", at+"region", at+"ca_file") {
+			continue
+		}
 		if _, err := signer.New(ctx, b.Credentials, signer.Options{Region: b.Region, CAFile: b.CAFile}); err != nil {
 			for _, p := range credentialProblems(i, err) {
 				fmt.Fprintln(out, p)
@@ -90,10 +102,7 @@ func checkParts(out io.Writer, c *Config) error {
 			failed = &exitError{exitFailed}
 		}
 	}
-	if err := checkPolicy(out, c); err != nil {
-		return err
-	}
-	return failed
+	return cmp.Or(failed, checkPolicy(out, c, good))
 }
 
 // idleBackends are those that no request comes to, since the first whose globs match takes it. They are served with, as they
@@ -134,20 +143,16 @@ func credentialProblems(backend int, err error) []Problem {
 
 // checkPolicy loads the policy where that asks nobody, and says what of it works but perhaps not as meant: fields that
 // the input does not have are mistakes, what grows with its data or leaves the fast path is worth knowing.
-func checkPolicy(out io.Writer, c *Config) error {
+func checkPolicy(out io.Writer, c *Config, good func(paths ...string) bool) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	alone := c.Policy
-	alone.Shadow = nil
-	sources := map[string]policy.Config{"policy": alone}
+	sources := map[string]policy.Config{"policy": {Dir: c.Policy.Dir, Entrypoint: c.Policy.Entrypoint}}
 	if s := c.Policy.Shadow; s != nil {
-		shadow := *s
-		set(&shadow.Entrypoint, c.Policy.Entrypoint)
-		sources["policy.shadow"] = shadow
+		sources["policy.shadow"] = policy.Config{Dir: s.Dir, Entrypoint: cmp.Or(s.Entrypoint, c.Policy.Entrypoint)}
 	}
 	failed := false
 	for _, name := range slices.Sorted(maps.Keys(sources)) {
-		if sources[name].Dir == "" {
+		if sources[name].Dir == "" || !good(name+".dir", name+".entrypoint") {
 			continue
 		}
 		engine, err := policy.Open(ctx, sources[name], nil)

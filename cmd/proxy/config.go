@@ -153,18 +153,25 @@ func (e *ConfigError) Unwrap() []error {
 
 // loadConfig reads file, fills in the defaults, and reports every problem at once as a *ConfigError.
 func loadConfig(file string) (*Config, error) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("read configuration: %w", err)
-	}
-	c, problems := parseConfig(text, os.LookupEnv)
+	c, problems, err := readConfig(file)
 	if len(problems) > 0 {
 		return nil, &ConfigError{file, problems}
 	}
-	return c, nil
+	return c, err
 }
 
-// parseConfig reads a configuration; env looks environment variables up.
+// readConfig reads file as far as it can be understood, and what there is against it.
+func readConfig(file string) (*Config, []Problem, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read configuration: %w", err)
+	}
+	c, problems := parseConfig(text, os.LookupEnv)
+	return c, problems, nil
+}
+
+// parseConfig reads a configuration; env looks environment variables up. With problems it is what there is without the
+// values that were not understood, or nil.
 func parseConfig(text []byte, env func(string) (string, bool)) (*Config, []Problem) {
 	var problems []Problem
 	report := func(path, text string) { problems = append(problems, Problem{path, text}) }
@@ -181,6 +188,46 @@ func parseConfig(text []byte, env func(string) (string, bool)) (*Config, []Probl
 	}
 	expanded := expand(tree, "", env, report)
 
+	var lost []string // the values that were not understood
+	for _, p := range problems {
+		lost = append(lost, p.Path)
+		expanded = without(expanded, "", p.Path, nil)
+	}
+	c, err := decode(expanded)
+	if err != nil {
+		for _, e := range flatten(err) {
+			var at *mapstructure.DecodeError
+			if errors.As(e, &at) {
+				path, problem := userKey.ReplaceAllString(at.Name(), ".$1"), inWords(strings.ReplaceAll(at.Unwrap().Error(), "\n", " "))
+				lost = append(lost, path)
+				report(path, problem)
+				var instead any
+				if strings.HasPrefix(problem, keysAndValues) {
+					instead = map[string]any{} // there was to be a section
+				}
+				expanded = without(expanded, "", path, instead)
+			} else {
+				report("", e.Error())
+			}
+		}
+		// The decoder leaves out the section around what it does not understand: without it, the rest is there to check.
+		if c, err = decode(expanded); err != nil {
+			return nil, problems
+		}
+	}
+	checkKeys(expanded, reflect.TypeFor[Config](), "", report)
+	c.setDefaults()
+	c.check(func(path, text string) {
+		// A value that was not understood is missing where it was to be, with what it has, and what holds it may be too.
+		if !slices.ContainsFunc(lost, func(l string) bool { return within(l, path) || within(path, l) }) {
+			report(path, text)
+		}
+	})
+	slices.SortStableFunc(problems, func(a, b Problem) int { return strings.Compare(a.Path, b.Path) })
+	return c, slices.Compact(problems)
+}
+
+func decode(tree any) (*Config, error) {
 	c := &Config{ShutdownTimeout: 30 * time.Second} // here, as 0s is a time too: cut at once
 	decoder, err := mapstructure.NewDecoder(&mapstructure.DecoderConfig{
 		Result: c, TagName: "yaml", Squash: true, // embedded structs' keys stand beside their holder's
@@ -190,41 +237,41 @@ func parseConfig(text []byte, env func(string) (string, bool)) (*Config, []Probl
 		),
 	})
 	if err != nil {
-		report("", err.Error())
-		return nil, problems
+		return nil, err
 	}
-	var lost []string // the values that were not understood
-	for _, p := range problems {
-		lost = append(lost, p.Path)
+	return c, decoder.Decode(tree)
+}
+
+// within tells whether path is at or below one above it.
+func within(path, above string) bool {
+	rest, ok := strings.CutPrefix(path, above)
+	return ok && (rest == "" || rest[0] == '.' || rest[0] == '[')
+}
+
+// without is value, which is at the path at, with instead where the one at path is.
+func without(value any, at, path string, instead any) any {
+	if at == path {
+		return instead
 	}
-	if err := decoder.Decode(expanded); err != nil {
-		for _, e := range flatten(err) {
-			var at *mapstructure.DecodeError
-			if errors.As(e, &at) {
-				path := userKey.ReplaceAllString(at.Name(), ".$1")
-				lost = append(lost, path)
-				report(path, inWords(strings.ReplaceAll(at.Unwrap().Error(), "\n", " ")))
-			} else {
-				report("", e.Error())
-			}
+	switch v := value.(type) {
+	case map[string]any:
+		for key, below := range v {
+			v[key] = without(below, join(at, key), path, instead)
+		}
+	case []any:
+		for i, below := range v {
+			v[i] = without(below, fmt.Sprintf("%s[%d]", at, i), path, instead)
 		}
 	}
-	checkKeys(expanded, reflect.TypeFor[Config](), "", report)
-	c.setDefaults()
-	c.check(func(path, text string) {
-		// A value that was not understood is missing where it was to be, and what holds it may be too.
-		if !slices.ContainsFunc(lost, func(l string) bool { return l == path || strings.HasPrefix(l, path+".") }) {
-			report(path, text)
-		}
-	})
-	slices.SortStableFunc(problems, func(a, b Problem) int { return strings.Compare(a.Path, b.Path) })
-	return c, slices.Compact(problems)
+	return value
 }
 
 // userKey is how the decoder writes a key of a map of the user's own: session_tags[project].
 var userKey = regexp.MustCompile(`\[([^\]]*[^\]0-9][^\]]*)\]`)
 
 var wrongType = regexp.MustCompile(`^(?:expected type '(.+)', got unconvertible type|source data must be (an array or slice), got|expected (a map or struct), got) ['"]?([^'"]+)['"]?$`)
+
+const keysAndValues = "keys and values ({key: value})"
 
 // inWords says what the decoder says of Go's types by what is written in a file.
 func inWords(problem string) string {
@@ -241,7 +288,7 @@ func inWords(problem string) string {
 		case strings.HasPrefix(kind, "[]") || kind == "slice" || kind == "an array or slice":
 			return "a list ([a, b])"
 		case strings.HasPrefix(kind, "map") || kind == "a map or struct":
-			return "keys and values ({key: value})"
+			return keysAndValues
 		}
 		return "text"
 	}
