@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"math"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"os"
 	"reflect"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -543,6 +545,11 @@ func (c *Config) check(report func(path, text string)) {
 	}
 	c.Audit.Check(under("audit"))
 	c.Limits.check(under("limits"))
+	c.eachFile(func(path, file string) {
+		if mode, ok := modeOf(file); ok && mode&0o002 != 0 {
+			report(path, fmt.Sprintf("%s may be written by every user of this machine (mode %04o), who would choose what is believed: chmod o-w", file, mode))
+		}
+	})
 	if c.ShutdownTimeout < 0 {
 		report("shutdown_timeout", "must not be negative")
 	}
@@ -557,6 +564,58 @@ func (c *Config) check(report func(path, text string)) {
 	if !slices.Contains([]string{"json", "text"}, c.Log.Format) {
 		report("log.format", fmt.Sprintf("%q is neither json nor text", c.Log.Format))
 	}
+}
+
+// eachFile calls see with every file that holds a secret or what is believed: those of the keys that end in _file, and the
+// listener's certificate.
+func (c *Config) eachFile(see func(path, file string)) {
+	if f := c.Listen.TLS.Files; f != nil {
+		see("listen.tls.files.cert", f.Cert)
+		see("listen.tls.files.key", f.Key)
+	}
+	filesOf(reflect.ValueOf(c).Elem(), "", see)
+}
+
+func filesOf(value reflect.Value, path string, see func(path, file string)) {
+	switch value.Kind() {
+	case reflect.Pointer:
+		if !value.IsNil() {
+			filesOf(value.Elem(), path, see)
+		}
+	case reflect.Slice:
+		for i := range value.Len() {
+			filesOf(value.Index(i), fmt.Sprintf("%s[%d]", path, i), see)
+		}
+	case reflect.Struct:
+		for field, below := range value.Fields() {
+			name, _, _ := strings.Cut(field.Tag.Get("yaml"), ",")
+			switch {
+			case field.Anonymous:
+				filesOf(below, path, see)
+			case name == "" || name == "-":
+			case strings.HasSuffix(name, "_file") && below.Kind() == reflect.String:
+				see(join(path, name), below.String())
+			default:
+				filesOf(below, join(path, name), see)
+			}
+		}
+	}
+}
+
+// isPublic tells the files that anybody may read.
+func isPublic(path string) bool {
+	return slices.ContainsFunc([]string{".cert", ".cert_file", ".ca_file", ".jwks_file", ".known_hosts_file", ".access_key_id_file"}, func(name string) bool {
+		return strings.HasSuffix(path, name)
+	})
+}
+
+// modeOf is who may do what with a file. Windows tells it by other means, and what is no file (a pipe) is not kept.
+func modeOf(file string) (fs.FileMode, bool) {
+	info, err := os.Stat(file)
+	if err != nil || !info.Mode().IsRegular() || runtime.GOOS == "windows" {
+		return 0, false
+	}
+	return info.Mode().Perm(), true
 }
 
 func (l *Listen) check(report func(path, text string)) {
