@@ -59,7 +59,11 @@ func (cmd credentialsCommand) Run(out io.Writer) error {
 	request.Header.Set("Authorization", "Bearer "+token)
 	answer, err := client.Do(request)
 	if err != nil {
-		return fmt.Errorf("ask %s for credentials: %w", cmd.Endpoint, err)
+		hint := ""
+		if _, unknown := errors.AsType[x509.UnknownAuthorityError](err); unknown {
+			hint = "; where that is a private CA, name the file with its certificate by --ca-file"
+		}
+		return fmt.Errorf("ask %s for credentials: %w%s", cmd.Endpoint, err, hint)
 	}
 	defer answer.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(answer.Body, 1<<20))

@@ -30,7 +30,7 @@ func (cmd healthcheckCommand) Run() error {
 	client := &http.Client{Timeout: 2 * time.Second}
 	response, err := client.Get(strings.TrimRight(cmd.Admin, "/") + path)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w; if admin.address is another than %s, name it by --admin", err, cmd.Admin)
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {

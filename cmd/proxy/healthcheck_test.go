@@ -23,7 +23,7 @@ func TestHealthcheck(t *testing.T) {
 	}{
 		{[]string{"healthcheck", "--admin", admin.URL}, 0, ""},
 		{[]string{"healthcheck", "--admin", admin.URL + "/", "--ready"}, exitFailed, `{"ready":false}`},
-		{[]string{"healthcheck", "--admin", "http://127.0.0.1:1"}, exitFailed, "refused"},
+		{[]string{"healthcheck", "--admin", "http://127.0.0.1:1"}, exitFailed, "refused; if admin.address is another than http://127.0.0.1:1, name it by --admin"},
 		{[]string{"healthcheck", "--now"}, exitMisuse, "--now"},
 	} {
 		var out, errs bytes.Buffer

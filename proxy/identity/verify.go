@@ -185,6 +185,8 @@ func shapeProblem(raw string) string {
 	switch {
 	case len(raw) == 0:
 		return "it is empty"
+	case parts == 1:
+		return "it is a single part without dots, where header, payload and signature are needed (an opaque access token is none: send the ID token)"
 	case parts != 3:
 		return fmt.Sprintf("it has %d parts instead of 3", parts)
 	case last == len(raw)-1:
@@ -307,7 +309,7 @@ func numericDate(claims map[string]any, name string) (time.Time, error) {
 	number, ok := claims[name].(json.Number)
 	if !ok {
 		if claims[name] == nil {
-			return time.Time{}, badToken("the token has no %s claim", name)
+			return time.Time{}, badToken("the token has no %s claim, which every ID token has: send that one, or have its issuer add the claim", name)
 		}
 		return time.Time{}, badToken("the token's %s claim is not a number", name)
 	}
