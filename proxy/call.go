@@ -191,6 +191,10 @@ func (c *call) refuse(err error) {
 		err = c.silent(err)
 	}
 	e, outcome := translate(err)
+	if outcome != audit.Refused && c.stopped(err) {
+		err = &stopped{err}
+		e, outcome = translate(err)
+	}
 	switch {
 	case c.cutBy.Load() == cutRevoked:
 		e, outcome = &s3wire.Error{Code: "AccessDenied", Message: "this session has been revoked"}, audit.Revoked
@@ -247,6 +251,17 @@ var errSilent = errors.New("no byte was read or written")
 
 // clientLeft tells whether the client hung up.
 func (c *call) clientLeft() bool { return c.in.Context().Err() != nil && c.cutBy.Load() != cutIdle }
+
+// stopped tells whether the request broke off because the process ends: its client seems to have hung up then.
+func (c *call) stopped(err error) bool {
+	select {
+	case <-c.proxy.Stopping:
+		_, gone := errors.AsType[*clientGone](err)
+		return c.cutBy.Load() == cutNot && (gone || c.clientLeft())
+	default:
+		return false
+	}
+}
 
 // journal makes the event survive the death of the process. Nothing may leave on the request's behalf before it,
 // neither to a backend nor, so that the client and the log agree, to the client.

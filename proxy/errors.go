@@ -40,6 +40,12 @@ func (e *backendRefusesUs) Error() string {
 	return fmt.Sprintf("backend %q refuses the proxy's own credentials: %s", e.name, e.code)
 }
 
+// stopped is a request that the end of the process cut.
+type stopped struct{ err error }
+
+func (e *stopped) Error() string { return "the proxy stopped: " + e.err.Error() }
+func (e *stopped) Unwrap() error { return e.err }
+
 // unrecorded is a request that was not sent because it could not be journalled.
 type unrecorded struct{ err error }
 
@@ -64,11 +70,14 @@ func translate(err error) (*s3wire.Error, audit.Outcome) {
 		down    *backendDown
 		unknown *backendRefusesUs
 		broken  *backendCut
+		ended   *stopped
 		noEvent *unrecorded
 		slow    *slowDown
 		unsure  *policy.Undecided
 	)
 	switch {
+	case errors.As(err, &ended):
+		return &s3wire.Error{Code: "ServiceUnavailable", Message: "the proxy stopped before the request was done; retry"}, audit.Aborted
 	case errors.As(err, &wire):
 		if wire.HTTPStatus() >= 500 && wire.Code != "NotImplemented" {
 			return wire, audit.Failed

@@ -41,6 +41,10 @@ type Config struct {
 	// Previous is the Proxy that this one takes the place of: what sessions used of their limits goes on. nil = none.
 	Previous *Proxy
 
+	// Stopping is closed before connections are closed because the process ends: what breaks off from then on is not the
+	// client's doing. nil = never.
+	Stopping <-chan struct{}
+
 	TraceKeys     bool // spans tell object keys
 	TraceSubjects bool // spans tell subject and session
 

@@ -53,6 +53,7 @@ type lasting struct {
 	log       *slog.Logger
 	telemetry *telemetry
 	requests  *proxy.Telemetry
+	stopping  chan struct{} // closed before what is in flight is cut
 }
 
 // build makes the parts of c. previous is nil at the start.
@@ -110,8 +111,8 @@ func build(ctx context.Context, c *Config, keep lasting, previous *parts) (_ *pa
 			MaxInFlight: c.Limits.MaxInFlight, IdleTimeout: c.Limits.IdleTimeout, RequestsPerSecond: c.Limits.RequestsPerSecond,
 			BytesPerSecond: int64(c.Limits.BytesPerSecond), InFlight: c.Limits.InFlight,
 		},
-		Previous: before,
-		Log:      keep.log, Telemetry: keep.requests,
+		Previous: before, Stopping: keep.stopping,
+		Log: keep.log, Telemetry: keep.requests,
 		TraceKeys: c.Telemetry.Spans.Keys, TraceSubjects: c.Telemetry.Spans.Subjects,
 	})
 	if err != nil {

@@ -111,7 +111,7 @@ func start(file string, c *Config) (_ *server, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("telemetry: %w", err)
 	}
-	s.keep = lasting{ctx: ctx, audit: log, log: s.log, telemetry: s.telemetry, requests: requests}
+	s.keep = lasting{ctx: ctx, audit: log, log: s.log, telemetry: s.telemetry, requests: requests, stopping: make(chan struct{})}
 	first, err := build(ctx, c, s.keep, nil)
 	if err != nil {
 		return nil, err
@@ -228,7 +228,8 @@ func (s *server) shutdown() error {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	if err := s.s3.Shutdown(ctx); err != nil {
-		s.log.Warn("cutting what is still in flight", slog.Duration("shutdown_timeout", timeout))
+		s.log.Warn("cutting what is still in flight", slog.String("shutdown_timeout", timeout.String()))
+		close(s.keep.stopping)
 		s.s3.Close()
 	}
 	s.inFlight.Wait() // handlers whose connection is gone end at once

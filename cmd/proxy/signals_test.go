@@ -85,10 +85,28 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// What is cut then, on its way down or up, is the proxy's doing and not its client's.
 func TestDrainIsBounded(t *testing.T) {
 	r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{"shutdown_timeout": "200ms"}})
 	r.store(t, "web/large", make([]byte, 32<<20))
 	r.get(t, "/artifacts/web/large")
+	body, rest := io.Pipe()
+	defer rest.Close()
+	request, err := http.NewRequest("PUT", r.proxy.URL+"/artifacts/web/half", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.ContentLength = 1 << 20
+	request.Header.Set("Authorization", "Bearer "+r.Workspace("env-1", "web", "dev@acme.com"))
+	go func() {
+		if answer, err := http.DefaultTransport.RoundTrip(request); err == nil {
+			answer.Body.Close()
+		}
+	}()
+	if _, err := rest.Write(make([]byte, 64<<10)); err != nil { // more than is read ahead of the headers
+		t.Fatal(err)
+	}
+	until(t, "both are in flight", func() bool { return r.gauge(t, "sluice_requests_in_flight") == 2 })
 	began := time.Now()
 	if err := r.proxy.Stop(); err != nil {
 		t.Errorf("exit: %v", err)
@@ -97,8 +115,16 @@ func TestDrainIsBounded(t *testing.T) {
 		t.Errorf("it took %v", took)
 	}
 	events, err := r.proxy.Events()
-	if err != nil || len(events) != 1 || events[0].Outcome != audit.Aborted {
-		t.Errorf("events %+v, %v", events, err)
+	if err != nil || len(events) != 2 {
+		t.Fatalf("events %+v, %v", events, err)
+	}
+	for _, e := range events {
+		if e.Outcome != audit.Aborted || e.Error != "ServiceUnavailable" {
+			t.Errorf("%s: %s, %q", e.Operation, e.Outcome, e.Error)
+		}
+	}
+	if log := r.proxy.Log(); !strings.Contains(log, `"shutdown_timeout":"200ms"`) {
+		t.Errorf("it logged:\n%s", log)
 	}
 }
 
