@@ -157,7 +157,14 @@ func checkPolicy(out io.Writer, c *Config, good func(paths ...string) bool) erro
 	}
 	failed := false
 	for _, name := range slices.Sorted(maps.Keys(sources)) {
-		if sources[name].Dir == "" || !good(name+".dir", name+".entrypoint") {
+		if sources[name].Dir == "" || !good(name+".dir") {
+			continue
+		}
+		if !good(name + ".entrypoint") { // what is to be asked is not known: whether there is something is
+			checkFile(sources[name].Dir, name+".dir", func(path, text string) {
+				fmt.Fprintln(out, Problem{path, text})
+				failed = true
+			})
 			continue
 		}
 		engine, err := policy.Open(ctx, sources[name], nil)
