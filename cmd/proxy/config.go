@@ -545,11 +545,6 @@ func (c *Config) check(report func(path, text string)) {
 	}
 	c.Audit.Check(under("audit"))
 	c.Limits.check(under("limits"))
-	c.eachFile(func(path, file string) {
-		if mode, ok := modeOf(file); ok && mode&0o002 != 0 {
-			report(path, fmt.Sprintf("%s may be written by every user of this machine (mode %04o), who would choose what is believed: chmod o-w", file, mode))
-		}
-	})
 	if c.ShutdownTimeout < 0 {
 		report("shutdown_timeout", "must not be negative")
 	}
@@ -564,6 +559,20 @@ func (c *Config) check(report func(path, text string)) {
 	if !slices.Contains([]string{"json", "text"}, c.Log.Format) {
 		report("log.format", fmt.Sprintf("%q is neither json nor text", c.Log.Format))
 	}
+}
+
+// looseFiles are files that the configuration names and that every user of the machine may write, or read where they hold
+// secrets. It is no mistake: in a container modes are often not what counts, and some mounts show the same for all files.
+func (c *Config) looseFiles() (loose []Problem) {
+	c.eachFile(func(path, file string) {
+		switch mode, ok := modeOf(file); {
+		case ok && mode&0o002 != 0:
+			loose = append(loose, Problem{path, fmt.Sprintf("warning: %s may be written by every user of this machine (mode %04o), who would choose what is believed: chmod o-w", file, mode)})
+		case ok && mode&0o004 != 0 && !isPublic(path):
+			loose = append(loose, Problem{path, fmt.Sprintf("warning: %s may be read by every user of this machine (mode %04o): chmod 0600, or 0640 with a group of the proxy's own", file, mode)})
+		}
+	})
+	return loose
 }
 
 // eachFile calls see with every file that holds a secret or what is believed: those of the keys that end in _file, and the

@@ -93,8 +93,7 @@ func (cmd explainCommand) misused() error {
 	return nil
 }
 
-// Run answers why a request would be, or was, allowed or refused. Nothing is sent to a backend or to STS. It exits with
-// 1 where the proxy would refuse the request; of an event it tells the past, which fails at nothing.
+// Run answers why a request would be, or was, allowed or refused. Nothing is sent to a backend or to STS.
 func (cmd explainCommand) Run(out io.Writer) error {
 	if err := cmd.misused(); err != nil {
 		return misuse{err}
@@ -162,10 +161,7 @@ func (cmd explainCommand) Run(out io.Writer) error {
 	if explanation.Allow && (answer.RoleError != "" || answer.Backend == "" && asked.Operation.Bucket != "") {
 		answer.Allow, answer.overruled = false, true
 	}
-	if err := cmd.print(out, &answer); err != nil || answer.Allow {
-		return err
-	}
-	return &exitError{exitFailed}
+	return cmd.print(out, &answer)
 }
 
 func (cmd explainCommand) identity(ctx context.Context, c *Config) (*identity.Identity, error) {

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -224,6 +225,28 @@ func TestReloadTellsWhatIsNotInForce(t *testing.T) {
 		}
 		told = len(got)
 	}
+}
+
+// A secret that everybody may read, or write, is told of at a reload as at the start.
+func TestReloadTellsOfOpenFiles(t *testing.T) {
+	r := newRig(t, world.Options{}, world.ProxyOptions{})
+	if strings.Contains(r.proxy.Log(), "open to every user") {
+		t.Errorf("told of files that are the proxy's alone:\n%s", r.proxy.Log())
+	}
+	config, err := os.ReadFile(r.proxy.ConfigFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := filepath.Join(t.TempDir(), "key")
+	write(t, key, "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=")
+	if err := os.Chmod(key, 0o646); err != nil {
+		t.Fatal(err)
+	}
+	write(t, r.proxy.ConfigFile, regexp.MustCompile(`key_file: \S+`).ReplaceAllLiteralString(string(config), `key_file: "`+key+`"`))
+	r.proxy.Signal(syscall.SIGHUP)
+	until(t, "word of it", func() bool {
+		return strings.Contains(r.proxy.Log(), `a file is open to every user of this machine","key":"sessions.key_file","problem":"`+key+` may be written by every user`)
+	})
 }
 
 // What a session used of its limits, and what it has in flight, outlives a reload.
