@@ -289,6 +289,7 @@ func TestReloadKeepsLimits(t *testing.T) {
 }
 
 func TestAdmin(t *testing.T) {
+	t.Parallel() // at its end the proxy waits 15 s for the far end that takes nothing
 	token := filepath.Join(t.TempDir(), "token")
 	write(t, token, "let-me-in\n")
 	refusing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadRequest) }))
