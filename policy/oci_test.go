@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +13,33 @@ import (
 	"github.com/sluice-s3/sluice/policy"
 	"github.com/sluice-s3/sluice/policy/policytest"
 )
+
+// A death may leave what OPA keeps of artifacts unreadable; its downloader panics at it. The proxy starts all the same, from
+// the registry, or without it from the bundle that it keeps besides.
+func TestOCIAfterADeathInTheMiddleOfAWrite(t *testing.T) {
+	t.Parallel()
+	for _, file := range []string{"index.json", "oci-layout"} {
+		for _, left := range []string{"", `{"schemaVersion":`} {
+			o := policytest.NewRegistry(t)
+			dir := t.TempDir()
+			o.Push("live", o.Build("r1", allowAll, nil))
+			config := policy.Config{OPA: o.OPA(dir, ":live")}
+			t.Run("before", func(t *testing.T) { watched(t, config) })
+			for _, down := range []bool{true, false} {
+				if err := os.WriteFile(filepath.Join(dir, "oci", file), []byte(left), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				o.Down.Store(down)
+				t.Run(fmt.Sprintf("%s holds %q, registry down: %v", file, left, down), func(t *testing.T) {
+					e, _ := watched(t, config)
+					if s := e.Status(); s.Revision != "r1" || (s.Err != nil) != down || !decide(t, e, question()).Allow {
+						t.Errorf("%+v", s)
+					}
+				})
+			}
+		}
+	}
+}
 
 func TestOCI(t *testing.T) {
 	t.Parallel()

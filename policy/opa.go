@@ -23,6 +23,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/plugins/discovery"
 	"github.com/open-policy-agent/opa/v1/storage"
 	"github.com/open-policy-agent/opa/v1/storage/inmem"
+	"oras.land/oras-go/v2/content/oci"
 )
 
 // opaKeys are the parts of OPA's configuration that have a meaning here. The rest is refused rather than ignored:
@@ -91,6 +92,9 @@ func (s *opaSource) load(ctx context.Context) error {
 	s.mu.Lock()
 	s.told, s.changed = map[string]error{}, make(chan struct{})
 	s.mu.Unlock()
+	if err := mendLayout(m); err != nil {
+		return fmt.Errorf("policy.opa: %w", err)
+	}
 	if err := m.Start(ctx); err != nil {
 		m.Stop(ctx)
 		return fmt.Errorf("policy.opa: %w", err)
@@ -118,6 +122,27 @@ func canKeep(m *plugins.Manager) error {
 	}
 	if err != nil {
 		return fmt.Errorf("%s cannot be written: %w", key, err)
+	}
+	return nil
+}
+
+// mendLayout begins anew what OPA keeps of OCI artifacts, where a death in the middle of a write has left it unreadable:
+// OPA would panic at it, at every start from then on. What is lost is downloaded again; the bundle that is kept for when
+// its source is down is not in there.
+func mendLayout(m *plugins.Manager) error {
+	at := m.GetConfig().PersistenceDirectory
+	if at == nil {
+		return nil
+	}
+	dir := filepath.Join(*at, "oci")
+	if _, err := os.Stat(dir); err != nil {
+		return nil
+	}
+	if _, err := oci.New(dir); err == nil {
+		return nil
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("remove what is left of OCI artifacts: %w", err)
 	}
 	return nil
 }
