@@ -340,7 +340,8 @@ func compactJSON(v any) (json.RawMessage, error) {
 var limitNames = []string{"requests_per_second", "bytes_per_second", "in_flight", "max_object_bytes"}
 
 func errUnknownLimit(name string) error {
-	return fmt.Errorf("unknown limit %s: want requests_per_second, bytes_per_second, in_flight or max_object_bytes", name)
+	last := len(limitNames) - 1
+	return fmt.Errorf("unknown limit %s: want %s or %s", name, strings.Join(limitNames[:last], ", "), limitNames[last])
 }
 
 func limits(v ast.Value) (l Limits, err error) {

@@ -30,9 +30,9 @@ func (f Finding) String() string {
 // Mistake tells whether the rule never does what its author thinks, rather than doing it slowly.
 func (f Finding) Mistake() bool { return f.Kind == "type" || f.Kind == "schema" || f.Kind == "strict" }
 
-// Lint looks through the policy in force: for rules of a type, or limits of a name, that is never understood (type), for fields that the input
-// does not have (schema), for what `opa check --strict` finds (strict), for rules whose cost grows with the data (cost),
-// and for those that the fast path leaves to OPA (speed).
+// Lint looks through the policy in force: for rules of a type, or limits of a name, that is never understood (type), for
+// fields that the input does not have (schema), for what `opa check --strict` finds (strict), for rules whose cost grows
+// with the data (cost), and for those that the fast path leaves to OPA (speed).
 func (e *Engine) Lint() []Finding {
 	s := e.current.Load()
 	if s == nil {

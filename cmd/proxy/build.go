@@ -66,7 +66,7 @@ func build(ctx context.Context, c *Config, keep lasting, previous *parts) (_ *pa
 	}()
 	p := &parts{config: c, stop: stop}
 	for _, loose := range c.looseFiles() {
-		keep.log.Warn("a file is open to every user of this machine", slog.String("key", loose.Path), slog.String("problem", strings.TrimPrefix(loose.Text, "warning: ")))
+		keep.log.Warn("a file is open to every user of this machine", slog.String("key", loose.Path), slog.String("problem", loose.Text))
 	}
 
 	auth := identity.Config{Issuers: c.Issuers, Sessions: c.Sessions, Revocation: c.Revocation}

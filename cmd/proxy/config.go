@@ -255,17 +255,22 @@ func without(value any, at, path string, instead any) any {
 	if at == path {
 		return instead
 	}
+	replaceBelow(value, at, func(below any, at string) any { return without(below, at, path, instead) })
+	return value
+}
+
+// replaceBelow puts into value, which is at the path at, what by makes of each that it holds and the path of that.
+func replaceBelow(value any, at string, by func(below any, at string) any) {
 	switch v := value.(type) {
 	case map[string]any:
 		for key, below := range v {
-			v[key] = without(below, join(at, key), path, instead)
+			v[key] = by(below, join(at, key))
 		}
 	case []any:
 		for i, below := range v {
-			v[i] = without(below, fmt.Sprintf("%s[%d]", at, i), path, instead)
+			v[i] = by(below, fmt.Sprintf("%s[%d]", at, i))
 		}
 	}
-	return value
 }
 
 // userKey is how the decoder writes a key of a map of the user's own: session_tags[project].
@@ -438,39 +443,32 @@ var variable = regexp.MustCompile(`\$\{([A-Za-z_][A-Za-z0-9_]*)\}`)
 
 // expand replaces ${NAME} in every value. A value that is nothing but ${NAME} takes the type its text has in YAML.
 func expand(value any, path string, env func(string) (string, bool), report func(path, text string)) any {
-	switch v := value.(type) {
-	case map[string]any:
-		for key, below := range v {
-			v[key] = expand(below, join(path, key), env, report)
-		}
-	case []any:
-		for i, below := range v {
-			v[i] = expand(below, fmt.Sprintf("%s[%d]", path, i), env, report)
-		}
-	case string:
-		if !strings.Contains(v, "${") {
-			return v
-		}
-		text := variable.ReplaceAllStringFunc(v, func(match string) string {
-			name := match[2 : len(match)-1]
-			value, ok := env(name)
-			if !ok {
-				report(path, fmt.Sprintf("environment variable %s is not set", name))
-			}
-			return value
-		})
-		if variable.FindString(v) == v {
-			var typed any
-			if yaml.Unmarshal([]byte(text), &typed) == nil {
-				switch typed.(type) {
-				case bool, int, int64, uint64, float64:
-					return typed
-				}
-			}
-		}
-		return text
+	v, isText := value.(string)
+	if !isText {
+		replaceBelow(value, path, func(below any, path string) any { return expand(below, path, env, report) })
+		return value
 	}
-	return value
+	if !strings.Contains(v, "${") {
+		return v
+	}
+	text := variable.ReplaceAllStringFunc(v, func(match string) string {
+		name := match[2 : len(match)-1]
+		value, ok := env(name)
+		if !ok {
+			report(path, fmt.Sprintf("environment variable %s is not set", name))
+		}
+		return value
+	})
+	if variable.FindString(v) == v {
+		var typed any
+		if yaml.Unmarshal([]byte(text), &typed) == nil {
+			switch typed.(type) {
+			case bool, int, int64, uint64, float64:
+				return typed
+			}
+		}
+	}
+	return text
 }
 
 func join(path, key string) string {
@@ -567,9 +565,9 @@ func (c *Config) looseFiles() (loose []Problem) {
 	c.eachFile(func(path, file string) {
 		switch mode, ok := modeOf(file); {
 		case ok && mode&0o002 != 0:
-			loose = append(loose, Problem{path, fmt.Sprintf("warning: %s may be written by every user of this machine (mode %04o), who would choose what is believed: chmod o-w", file, mode)})
+			loose = append(loose, Problem{path, fmt.Sprintf("%s may be written by every user of this machine (mode %04o), who would choose what is believed: chmod o-w", file, mode)})
 		case ok && mode&0o004 != 0 && !isPublic(path):
-			loose = append(loose, Problem{path, fmt.Sprintf("warning: %s may be read by every user of this machine (mode %04o): chmod 0600, or 0640 with a group of the proxy's own", file, mode)})
+			loose = append(loose, Problem{path, fmt.Sprintf("%s may be read by every user of this machine (mode %04o): chmod 0600, or 0640 with a group of the proxy's own", file, mode)})
 		}
 	})
 	return loose
