@@ -54,6 +54,7 @@ type lasting struct {
 	telemetry *telemetry
 	requests  *proxy.Telemetry
 	stopping  chan struct{} // closed before what is in flight is cut
+	places    int           // limits.max_in_flight as of the start: for so many the audit log has room
 }
 
 // build makes the parts of c. previous is nil at the start.
@@ -111,7 +112,7 @@ func build(ctx context.Context, c *Config, keep lasting, previous *parts) (_ *pa
 		Auth: p.auth, Policy: p.policy, Audit: keep.audit, Backends: backends,
 		Domains: c.Listen.Domains, TrustedProxies: trusted,
 		Limits: proxy.Limits{
-			MaxInFlight: c.Limits.MaxInFlight, IdleTimeout: c.Limits.IdleTimeout, RequestsPerSecond: c.Limits.RequestsPerSecond,
+			MaxInFlight: min(c.Limits.MaxInFlight, keep.places), IdleTimeout: c.Limits.IdleTimeout, RequestsPerSecond: c.Limits.RequestsPerSecond,
 			BytesPerSecond: int64(c.Limits.BytesPerSecond), InFlight: c.Limits.InFlight,
 		},
 		Previous: before, Stopping: keep.stopping,

@@ -111,7 +111,7 @@ func start(file string, c *Config) (_ *server, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("telemetry: %w", err)
 	}
-	s.keep = lasting{ctx: ctx, audit: log, log: s.log, telemetry: s.telemetry, requests: requests, stopping: make(chan struct{})}
+	s.keep = lasting{ctx: ctx, audit: log, log: s.log, telemetry: s.telemetry, requests: requests, stopping: make(chan struct{}), places: c.Limits.MaxInFlight}
 	first, err := build(ctx, c, s.keep, nil)
 	if err != nil {
 		return nil, err
@@ -259,7 +259,7 @@ func needRestart(begun, new *Config) []string {
 		"listen.trusted_proxies": !begun.Listen.ProxyProtocol || slices.Equal(begun.Listen.TrustedProxies, new.Listen.TrustedProxies), // of the listener
 		"admin":                  begun.Admin == new.Admin,
 		"audit":                  reflect.DeepEqual(begun.Audit, new.Audit),
-		"limits.max_in_flight":   begun.Limits.MaxInFlight == new.Limits.MaxInFlight,
+		"limits.max_in_flight":   new.Limits.MaxInFlight <= begun.Limits.MaxInFlight, // more than at the start have no place in the audit log
 		"limits.header_timeout":  begun.Limits.HeaderTimeout == new.Limits.HeaderTimeout,
 		"telemetry.otlp":         begun.Telemetry.OTLP == new.Telemetry.OTLP,
 		"telemetry.service_name": begun.Telemetry.ServiceName == new.Telemetry.ServiceName,

@@ -288,6 +288,38 @@ func TestReloadKeepsLimits(t *testing.T) {
 	}
 }
 
+// A lower limits.max_in_flight is in force after a reload. A higher one than at the start is not, and that is told.
+func TestReloadOfMaxInFlight(t *testing.T) {
+	r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{"limits.max_in_flight": 2}})
+	r.store(t, "web/x", []byte("x"))
+	r.store(t, "web/large", make([]byte, 32<<20)) // too large for the buffers between
+	config, err := os.ReadFile(r.proxy.ConfigFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	small := func() int { return r.get(t, "/artifacts/web/x").StatusCode }
+	until(t, "a place", func() bool { return r.get(t, "/artifacts/web/large").StatusCode == 200 })
+	until(t, "another place", func() bool { return small() == 200 })
+	for i, step := range []struct {
+		most, want int
+		told       bool
+	}{{1, 503, false}, {3, 200, true}} {
+		write(t, r.proxy.ConfigFile, regexp.MustCompile(`max_in_flight: \S+`).ReplaceAllString(string(config), fmt.Sprint("max_in_flight: ", step.most)))
+		r.proxy.Signal(syscall.SIGHUP)
+		until(t, "the reload", func() bool { return strings.Count(r.proxy.Log(), `"configuration reloaded"`) == i+1 })
+		if got := small(); got != step.want {
+			t.Errorf("status %d with one of %d in flight", got, step.most)
+		}
+		if told := strings.Contains(r.proxy.Log(), `takes a restart to change","section":"limits.max_in_flight"`); told != step.told {
+			t.Errorf("told of %d: %v", step.most, told)
+		}
+	}
+	until(t, "a second that stays", func() bool { return r.get(t, "/artifacts/web/large").StatusCode == 200 })
+	if got := small(); got != 503 {
+		t.Errorf("status %d: two are in flight, and for three the process has no room", got)
+	}
+}
+
 func TestAdmin(t *testing.T) {
 	t.Parallel() // at its end the proxy waits 15 s for the far end that takes nothing
 	token := filepath.Join(t.TempDir(), "token")
