@@ -185,7 +185,7 @@ func (i *installation) problems() (problems []string) {
 	pause := time.Duration(container.number("lifecycle.preStop.sleep.seconds")) * time.Second
 	grace := time.Duration(pod.number("spec.terminationGracePeriodSeconds")) * time.Second
 	expect(pause > 0, "nothing waits until everybody knows that a replica goes")
-	expect(grace >= pause+c.ShutdownTimeout+10*time.Second, "terminationGracePeriodSeconds is %v; the pause is %v and shutdown_timeout %v", grace, pause, c.ShutdownTimeout)
+	expect(grace >= pause+c.ShutdownTimeout+10*time.Second+adminPatience, "terminationGracePeriodSeconds is %v; the pause is %v and shutdown_timeout %v", grace, pause, c.ShutdownTimeout)
 	for probe, path := range map[string]string{"startupProbe": "/healthz", "readinessProbe": "/readyz", "livenessProbe": "/healthz"} {
 		expect(container.text(probe+".httpGet.path") == path && container.text(probe+".httpGet.port") == "admin", "%s asks for something else", probe)
 	}

@@ -221,9 +221,11 @@ func (s *server) reload() {
 	old.stop()
 }
 
-// shutdown stops accepting, lets what is in flight end within shutdown_timeout, and writes every event.
+// shutdown stops accepting, lets what is in flight end within shutdown_timeout, and writes every event. Who asks the admin
+// listener meanwhile is answered: it goes last.
 func (s *server) shutdown() error {
 	s.draining.Store(true)
+	s.admin.SetKeepAlivesEnabled(false) // so that no question comes on a connection as it is closed for good
 	timeout := s.current.Load().config.ShutdownTimeout
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
@@ -239,13 +241,21 @@ func (s *server) shutdown() error {
 	if err != nil {
 		err = fmt.Errorf("audit: %w", err)
 	}
-	s.admin.Close()
 	s.certificates.stop()
 	s.telemetry.shutdown(final)
+	asked, cancel := context.WithTimeout(context.Background(), adminPatience)
+	defer cancel()
+	if s.admin.Shutdown(asked) != nil {
+		s.admin.Close()
+	}
 	s.stop()
 	s.log.Info("stopped")
 	return err
 }
+
+// adminPatience is for what the admin listener has taken when all else is done: a revocation that goes to the store. Who does
+// not ask to the end, or does not read the answer, keeps no process for longer.
+const adminPatience = 2 * time.Second
 
 // needRestart names the sections in which new differs from what the process began with, and which a running proxy cannot
 // take up.

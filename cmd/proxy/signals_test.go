@@ -1,11 +1,13 @@
 package main_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -85,6 +87,59 @@ func TestDrain(t *testing.T) {
 		t.Errorf("events %+v, %v", events, err)
 	}
 }
+
+// What the admin listener has taken it answers, though all else is done by then; and who never asks to the end keeps no
+// process from ending.
+func TestDrainAnswersTheAdmin(t *testing.T) {
+	t.Parallel() // the process waits 2 s for who does not ask to the end
+	r := newRig(t, world.Options{}, world.ProxyOptions{})
+	ask := func() (net.Conn, *bufio.Reader) {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(r.proxy.AdminURL, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		fmt.Fprintf(conn, "POST /revocations HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", len(revokeOther))
+		reader := bufio.NewReader(conn)
+		if line, err := reader.ReadString('\n'); err != nil || line != "HTTP/1.1 100 Continue\r\n" {
+			t.Fatalf("%q, %v", line, err)
+		}
+		reader.ReadString('\n') // the empty line after it
+		return conn, reader
+	}
+	conn, answers := ask()
+	ask() // and no more is said
+	watch := machine.Watch(t)
+	if err := r.proxy.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "no more questions", func() bool {
+		other, err := net.Dial("tcp", conn.RemoteAddr().String())
+		if err == nil {
+			other.Close()
+		}
+		return err != nil
+	})
+	io.WriteString(conn, revokeOther)
+	answer, err := http.ReadResponse(answers, nil)
+	var body []byte
+	if err == nil {
+		body, err = io.ReadAll(answer.Body)
+	}
+	switch {
+	case err == nil && (answer.StatusCode != http.StatusCreated || !strings.Contains(string(body), `"session":"other"`)):
+		t.Errorf("%s: %s", answer.Status, body)
+	case err != nil && watch.Took() < time.Second: // half of what it has for it
+		t.Errorf("cut: %v", err)
+	case err != nil:
+		t.Logf("SKIPPED: this machine is too busy to ask in time: %v", err)
+	}
+	if err := r.proxy.Wait(); err != nil {
+		t.Errorf("exit: %v", err)
+	}
+}
+
+const revokeOther = `{"session": "other"}`
 
 // What is cut then, on its way down or up, is the proxy's doing and not its client's.
 func TestDrainIsBounded(t *testing.T) {

@@ -21,15 +21,22 @@ import (
 // else has one.
 func TestDrainUnderLoad(t *testing.T) {
 	content := make([]byte, 1<<20)
-	var served atomic.Int64
+	var served, held atomic.Int64
+	noticed := make(chan struct{})
+	turn := sync.OnceFunc(func() { close(noticed) })
 	r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		io.Copy(io.Discard, q.Body)
 		time.Sleep(30 * time.Millisecond)
+		if strings.HasSuffix(q.URL.Path, "/0-40") { // in flight until /readyz has been seen, or the process might be gone before
+			held.Add(1)
+			<-noticed
+		}
 		served.Add(1)
 		if q.Method == http.MethodGet {
 			w.Write(content)
 		}
 	}), nil)
+	t.Cleanup(turn)
 	type seen struct {
 		status int
 		whole  bool
@@ -67,9 +74,7 @@ func TestDrainUnderLoad(t *testing.T) {
 			}
 		})
 	}
-	for served.Load() < 100 {
-		time.Sleep(5 * time.Millisecond)
-	}
+	machine.Until(t, "a hundred requests, and one that is held", func() bool { return served.Load() >= 100 && held.Load() == 1 })
 	if err := r.proxy.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -89,6 +94,7 @@ func TestDrainUnderLoad(t *testing.T) {
 		}
 	}
 	turned := time.Since(began)
+	turn()
 	if err := r.proxy.Wait(); err != nil {
 		t.Errorf("exit: %v", err)
 	}
