@@ -5,11 +5,13 @@ import (
 	"cmp"
 	"crypto/hmac"
 	"crypto/sha256"
+	"encoding"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -49,8 +51,9 @@ type dayKey struct {
 	region string
 	scope  string // 20261123/eu-west-1/s3/aws4_request
 	start  string // of Authorization, up to the names of the signed headers
-	macs   sync.Pool
 	second atomic.Pointer[stamp]
+
+	inner, outer []byte // SHA-256 as HMAC's two have it when they have read the key
 }
 
 type stamp struct {
@@ -73,9 +76,51 @@ func (c *credentials) key(now time.Time, region string) *dayKey {
 	scope := date + "/" + region + "/" + service + "/" + terminator
 	k := &dayKey{day: day, region: region, scope: scope,
 		start: algorithm + " Credential=" + c.accessKeyID + "/" + scope + ", SignedHeaders="}
-	k.macs.New = func() any { return hmac.New(sha256.New, secret) }
+	k.inner, k.outer = keyed(secret, 0x36), keyed(secret, 0x5c)
 	c.day.Store(k)
 	return k
+}
+
+// keyed is the state of SHA-256 after a key with HMAC's padding (RFC 2104). All requests begin with the same two, where
+// each hmac.Hash would have both to itself.
+func keyed(key []byte, pad byte) []byte {
+	var block [sha256.BlockSize]byte
+	copy(block[:], key)
+	for i := range block {
+		block[i] ^= pad
+	}
+	h := newHash()
+	h.Write(block[:])
+	state, err := h.AppendBinary(nil)
+	if err != nil {
+		panic(err) // it has no way to fail
+	}
+	return state
+}
+
+// stateful is what crypto/sha256 makes.
+type stateful interface {
+	hash.Hash
+	encoding.BinaryAppender
+	encoding.BinaryUnmarshaler
+}
+
+func newHash() stateful { return sha256.New().(stateful) }
+
+// macOf is the HMAC of text with k.
+func (s *scratch) macOf(k *dayKey, text []byte) []byte {
+	s.from(k.inner)
+	s.hash.Write(text)
+	sum := s.hash.Sum(s.sum[:0])
+	s.from(k.outer)
+	s.hash.Write(sum)
+	return s.hash.Sum(sum[:0])
+}
+
+func (s *scratch) from(state []byte) {
+	if err := s.hash.UnmarshalBinary(state); err != nil {
+		panic(err) // keyed made it
+	}
 }
 
 func (k *dayKey) stamp(now time.Time) string {
@@ -97,9 +142,8 @@ type scratch struct {
 	length [1]string
 	query  []byte // encoded names and values
 	params []param
-	url    []byte // path and query as they go out
+	hash   stateful
 	sum    [sha256.Size]byte
-	hex    [2 * sha256.Size]byte
 }
 
 type field struct {
@@ -110,7 +154,7 @@ type field struct {
 
 type param struct{ from, eq, to int } // in query
 
-var scratches = sync.Pool{New: func() any { return new(scratch) }}
+var scratches = sync.Pool{New: func() any { return &scratch{hash: newHash()} }}
 
 // sign makes req's URL canonical, which changes its spelling and not its meaning, so that what is sent is byte for byte
 // what was signed, and sets the four headers of a signature. All other headers are signed but those in unsigned.
@@ -134,9 +178,6 @@ func sign(req *http.Request, payloadHash string, c *credentials, region string, 
 
 	s := scratches.Get().(*scratch)
 	defer s.release()
-	if err := s.canonicalURL(req); err != nil {
-		return err
-	}
 	if err := s.collect(h, sentHost(req), req.ContentLength); err != nil {
 		return err
 	}
@@ -144,12 +185,12 @@ func sign(req *http.Request, payloadHash string, c *credentials, region string, 
 	// The canonical request.
 	b := append(s.text[:0], methodOf(req)...)
 	b = append(b, '\n')
-	path, query, _ := bytes.Cut(s.url, []byte{'?'})
-	b = append(b, path...)
-	b = append(b, '\n')
-	b = append(b, query...)
-	b = append(b, '\n')
-	for _, f := range s.fields {
+	b, err := s.appendURL(b, req.URL)
+	if err != nil {
+		return err
+	}
+	for i := range s.fields {
+		f := &s.fields[i]
 		b = append(b, s.names[f.from:f.to]...)
 		b = append(b, ':')
 		for i, v := range f.values {
@@ -164,7 +205,9 @@ func sign(req *http.Request, payloadHash string, c *credentials, region string, 
 	b = s.appendNames(b)
 	b = append(b, '\n')
 	b = append(b, payloadHash...)
-	s.sum = sha256.Sum256(b)
+	s.hash.Reset()
+	s.hash.Write(b)
+	sum := s.hash.Sum(s.sum[:0])
 
 	// The string to sign.
 	b = append(b[:0], algorithm+"\n"...)
@@ -172,17 +215,13 @@ func sign(req *http.Request, payloadHash string, c *credentials, region string, 
 	b = append(b, '\n')
 	b = append(b, k.scope...)
 	b = append(b, '\n')
-	b = hex.AppendEncode(b, s.sum[:])
-	mac := k.macs.Get().(hash.Hash)
-	mac.Reset()
-	mac.Write(b)
-	hex.Encode(s.hex[:], mac.Sum(s.sum[:0]))
-	k.macs.Put(mac)
+	b = hex.AppendEncode(b, sum)
+	signature := s.macOf(k, b)
 
 	b = append(b[:0], k.start...)
 	b = s.appendNames(b)
 	b = append(b, ", Signature="...)
-	b = append(b, s.hex[:]...)
+	b = hex.AppendEncode(b, signature)
 	values[3] = string(b)
 	h["Authorization"] = values[3:4:4]
 	s.text = b
@@ -191,7 +230,7 @@ func sign(req *http.Request, payloadHash string, c *credentials, region string, 
 
 // release keeps the buffers unless one request made them big.
 func (s *scratch) release() {
-	clear(s.fields[:cap(s.fields)]) // the request's strings
+	clear(s.fields) // the request's strings
 	if cap(s.text)+cap(s.query)+cap(s.names) > 64<<10 {
 		return
 	}
@@ -199,7 +238,8 @@ func (s *scratch) release() {
 }
 
 func (s *scratch) appendNames(b []byte) []byte {
-	for i, f := range s.fields {
+	for i := range s.fields {
+		f := &s.fields[i]
 		if i > 0 {
 			b = append(b, ';')
 		}
@@ -213,7 +253,7 @@ func checkSignable(req *http.Request, payloadHash string) error {
 	if req.URL == nil || req.Header == nil || req.URL.Opaque != "" || req.URL.User != nil {
 		return errors.New("the request must have headers and a URL of scheme, host, path and query only")
 	}
-	if host := cmp.Or(req.Host, req.URL.Host); host == "" || !headerSafe(host) || strings.ContainsAny(host, "/?#@\\") {
+	if host := cmp.Or(req.Host, req.URL.Host); host == "" || !hostSafe(host) {
 		return errors.New("the request must have a host")
 	}
 	if payloadHash == "" || !headerSafe(payloadHash) {
@@ -304,7 +344,9 @@ func (s *scratch) add(name string, values []string) {
 
 // appendTrimmed appends a header's value without spaces around it and with one for each run of them inside.
 func appendTrimmed(b []byte, v string) []byte {
-	v = strings.Trim(v, " \t")
+	if v != "" && (v[0] <= ' ' || v[len(v)-1] <= ' ') {
+		v = strings.Trim(v, " \t")
+	}
 	if !strings.Contains(v, "  ") {
 		return append(b, v...)
 	}
@@ -316,24 +358,39 @@ func appendTrimmed(b []byte, v string) []byte {
 	return b
 }
 
-// canonicalURL leaves in s.url the path and query as they are signed, and has req send just those.
-func (s *scratch) canonicalURL(req *http.Request) error {
-	escaped := req.URL.EscapedPath()
+// appendURL writes u's path and query as they are signed, each with its line's end, and has u be just those.
+func (s *scratch) appendURL(b []byte, u *url.URL) ([]byte, error) {
+	escaped := u.Path // where it has no escapes, what comes of it is the same
+	if strings.IndexByte(escaped, '%') >= 0 || u.RawPath != "" && u.RawPath != escaped {
+		escaped = u.EscapedPath()
+	}
 	if escaped == "" {
 		escaped = "/"
-		req.URL.Path = "/"
+		u.Path = "/"
 	}
 	if escaped[0] != '/' {
-		return errors.New("the path must begin with a slash")
+		return b, errors.New("the path must begin with a slash")
 	}
-	b := appendEncodedPath(s.url[:0], escaped)
-	if string(b) != escaped {
-		req.URL.RawPath = string(b)
+	from := len(b)
+	if b = appendEncodedPath(b, escaped); string(b[from:]) != escaped {
+		u.RawPath = string(b[from:])
 	}
-	pathEnd := len(b)
-	b = append(b, '?')
+	b = append(b, '\n')
 
-	raw := req.URL.RawQuery
+	from = len(b)
+	b, err := s.appendQuery(b, u.RawQuery)
+	if err != nil {
+		return b, err
+	}
+	if string(b[from:]) != u.RawQuery {
+		u.RawQuery = string(b[from:])
+	}
+	u.ForceQuery = false
+	return append(b, '\n'), nil
+}
+
+// appendQuery writes a query sorted, as S3 spells it.
+func (s *scratch) appendQuery(b []byte, raw string) ([]byte, error) {
 	s.query, s.params = s.query[:0], s.params[:0]
 	for rest := raw; rest != ""; {
 		var pair string
@@ -349,7 +406,7 @@ func (s *scratch) canonicalURL(req *http.Request) error {
 		s.query, ok2 = appendEncodedQuery(append(s.query, '='), value)
 		p.to = len(s.query)
 		if !ok1 || !ok2 {
-			return errors.New("the query has a bad escape or a bare semicolon, which each server reads in its own way")
+			return b, errors.New("the query has a bad escape or a bare semicolon, which each server reads in its own way")
 		}
 		s.params = append(s.params, p)
 	}
@@ -363,12 +420,7 @@ func (s *scratch) canonicalURL(req *http.Request) error {
 		}
 		b = append(b, s.query[p.from:p.to]...)
 	}
-	if string(b[pathEnd+1:]) != raw {
-		req.URL.RawQuery = string(b[pathEnd+1:])
-	}
-	req.URL.ForceQuery = false
-	s.url = b
-	return nil
+	return b, nil
 }
 
 const upperHex = "0123456789ABCDEF"
@@ -404,7 +456,12 @@ func unhex(c byte) (byte, bool) {
 // appendEncodedPath spells an escaped path as S3 does: all but unreserved characters and slashes are escaped. Go leaves
 // $&+,:;=@ bare. An escaped slash stays one.
 func appendEncodedPath(b []byte, escaped string) []byte {
-	for i := 0; i < len(escaped); i++ {
+	plain := 0
+	for plain < len(escaped) && (unreserved(escaped[plain]) || escaped[plain] == '/') {
+		plain++
+	}
+	b = append(b, escaped[:plain]...) // all of most
+	for i := plain; i < len(escaped); i++ {
 		c := escaped[i]
 		if c == '%' {
 			if d, ok := unescape(escaped, i); ok {
@@ -450,6 +507,16 @@ func appendEncodedQuery(b []byte, s string) ([]byte, bool) {
 		}
 	}
 	return b, true
+}
+
+// hostSafe tells that s can stand in a Host as it is, and in a URL without ending its host.
+func hostSafe(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c <= ' ' || c >= 0x7f || c == '/' || c == '?' || c == '#' || c == '@' || c == '\\' {
+			return false
+		}
+	}
+	return true
 }
 
 // headerSafe tells that s is visible ASCII and can stand in a header as it is.

@@ -192,6 +192,39 @@ func TestSignRefusesWhatWouldBeSentAsSomethingElse(t *testing.T) {
 	}
 }
 
+// However a URL holds its path, it goes out as S3 signs it, and means what it meant.
+func TestSignSpellsThePath(t *testing.T) {
+	s := static(t, "AKID", "secret", "", "", time.Now)
+	for _, c := range []struct{ path, raw, want string }{
+		{"", "", "/"},
+		{"/a-b_c.~/D9", "", "/a-b_c.~/D9"},
+		{"/a-b_c.~/D9", "/a-b_c.~/D9", "/a-b_c.~/D9"},
+		{"/a b+$", "", "/a%20b%2B%24"},
+		{"/a b+$", "/a b+$", "/a%20b%2B%24"}, // no spelling of it
+		{"/a b+$", "/a%20b+$", "/a%20b%2B%24"},
+		{"/a/b", "/a%2fb", "/a%2Fb"},
+		{"/a/b", "/other", "/a/b"},
+		{"/a%2Fb", "", "/a%252Fb"},
+		{"/a%2Fb", "/a%2Fb", "/a%252Fb"}, // the path is what counts
+		{"/%zz", "/%zz", "/%25zz"},
+		{"/\xff", "/\xff", "/%FF"},
+	} {
+		req := get(t)
+		req.URL.Path, req.URL.RawPath = c.path, c.raw
+		before := *req.URL
+		if err := s.Sign(context.Background(), req, "UNSIGNED-PAYLOAD", forever()); err != nil {
+			t.Errorf("%q %q: %v", c.path, c.raw, err)
+			continue
+		}
+		if got := req.URL.EscapedPath(); got != c.want {
+			t.Errorf("%q %q goes out as %q, want %q", c.path, c.raw, got, c.want)
+		}
+		if c.path != "" && req.URL.Path != before.Path {
+			t.Errorf("%q became %q", before.Path, req.URL.Path)
+		}
+	}
+}
+
 // Any request that both sign, the SDK's signer signs alike.
 func FuzzSignAsTheSDK(f *testing.F) {
 	f.Add("GET", "bucket.s3.example", "/key", "list-type=2&prefix=a%2Fb&acl", "X-Amz-Meta-A", "a  b ", "x-amz-acl", "private", int64(0), true)
