@@ -34,11 +34,14 @@ func (c *call) passable(fields http1.Fields) http1.Fields {
 }
 
 // secrets are what the request to the backend was signed with, each by a piece of it that is its own and that no quoting
-// of XML, JSON or a URL changes.
-func (c *call) secrets() [2]string {
-	sent := c.room.out.Header
-	_, signature, _ := strings.Cut(sent.Get("Authorization"), "Signature=")
-	return [2]string{telling(signature), telling(sent.Get("X-Amz-Security-Token"))}
+// of XML, JSON or a URL changes. Authorization ends with the signature.
+func (c *call) secrets() (telltale [2]string) {
+	for i, name := range [...]string{"Authorization", "X-Amz-Security-Token"} {
+		if values := c.room.out.Header[name]; len(values) > 0 {
+			telltale[i] = telling(values[0])
+		}
+	}
+	return telltale
 }
 
 // longestSecret is how much of a secret is looked for at most, and tellingRun how much is enough to be nothing else.

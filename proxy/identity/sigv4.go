@@ -511,8 +511,8 @@ func single(r *http.Request, name string) (string, error) {
 
 // removeCredentials takes out of r what must reach no log, event or backend.
 func removeCredentials(r *http.Request) {
-	r.Header.Del("Authorization")
-	r.Header.Del("X-Amz-Security-Token")
+	delete(r.Header, "Authorization")
+	delete(r.Header, "X-Amz-Security-Token")
 	if any, err := hasQueryCredentials(r.URL.RawQuery); !any && err == nil {
 		return
 	}
