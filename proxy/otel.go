@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -40,21 +41,24 @@ type Telemetry struct {
 	tracer     trace.Tracer // nil = off
 	propagator propagation.TextMapPropagator
 
+	timings               *Timings                // nil = the two below
 	duration, toFirstByte metric.Float64Histogram // these have exemplars
 
 	inFlight, bytesIn, bytesOut, unrecorded, crowded, limited atomic.Int64
 
+	decisions [2][2]atomic.Int64 // by whether policy allowed, and the shadow differs
+
 	// What it and the exporters hold is bounded by the table of operations and by the configuration: nothing that a
 	// caller can make up is ever a label.
-	mu        sync.RWMutex // guards both
-	requests  map[requestKind]*counted
-	decisions map[decisionKind]*counted
+	requests atomic.Pointer[map[requestKind]*counted] // replaced when there is one more
+	adding   sync.Mutex
 }
 
-// counted is one kind of a thing, with the attributes that tell it from others, made once.
+// counted is one kind of request, with the attributes that tell it from others, made once.
 type counted struct {
 	n      atomic.Int64
 	set    attribute.Set
+	timing *timing // nil = record
 	record []metric.RecordOption
 }
 
@@ -63,60 +67,56 @@ type requestKind struct {
 	status                      int // its class
 }
 
-type decisionKind struct{ allow, differs bool }
-
 func (k requestKind) attributes() attribute.Set {
 	return attribute.NewSet(attribute.String("operation", k.operation), attribute.String("outcome", k.outcome),
 		attribute.String("backend", k.backend), attribute.String("status", fmt.Sprintf("%dxx", k.status)))
 }
 
-func (k decisionKind) attributes() attribute.Set {
-	result := "refused"
-	if k.allow {
-		result = "allowed"
-	}
-	return attribute.NewSet(attribute.String("result", result), attribute.Bool("shadow_differs", k.differs))
-}
-
 // of is what counts k.
-func of[K interface {
-	comparable
-	attributes() attribute.Set
-}](t *Telemetry, kinds map[K]*counted, k K) *counted {
-	t.mu.RLock()
-	c := kinds[k]
-	t.mu.RUnlock()
-	if c != nil {
+func (t *Telemetry) of(k requestKind) *counted {
+	if c := (*t.requests.Load())[k]; c != nil {
 		return c
 	}
-	set := k.attributes()
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if c = kinds[k]; c == nil {
-		c = &counted{set: set, record: []metric.RecordOption{metric.WithAttributeSet(set)}}
-		kinds[k] = c
+	t.adding.Lock()
+	defer t.adding.Unlock()
+	known := *t.requests.Load()
+	c := known[k]
+	if c == nil {
+		c = &counted{set: k.attributes()}
+		if t.timings != nil {
+			c.timing = t.timings.of(c.set)
+		} else {
+			c.record = []metric.RecordOption{metric.WithAttributeSet(c.set)}
+		}
+		grown := maps.Clone(known)
+		grown[k] = c
+		t.requests.Store(&grown)
 	}
 	return c
 }
 
-var inSeconds = metric.WithUnit("s")
+const (
+	aboutDuration  = "Time from a request's first to its last byte."
+	aboutFirstByte = "Time until the backend's answer began."
+)
 
-// NewTelemetry makes the instruments. Without a meter nothing is measured, without a tracer nothing traced.
-func NewTelemetry(meter metric.Meter, tracer trace.Tracer) (*Telemetry, error) {
+// NewTelemetry makes the instruments. Without a meter nothing is measured, without a tracer nothing traced. timings, where
+// it is set, takes the place of the meter's histograms; a Reader of the meter's MUST have it for a Producer.
+func NewTelemetry(meter metric.Meter, tracer trace.Tracer, timings *Timings) (*Telemetry, error) {
 	if meter == nil {
 		meter = metricnoop.Meter{}
 	}
 	if _, off := tracer.(tracenoop.Tracer); off {
 		tracer = nil
 	}
-	t := &Telemetry{
-		tracer: tracer, propagator: propagation.TraceContext{},
-		requests: map[requestKind]*counted{}, decisions: map[decisionKind]*counted{},
-	}
-	buckets := metric.WithExplicitBucketBoundaries(.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300)
+	t := &Telemetry{tracer: tracer, propagator: propagation.TraceContext{}, timings: timings}
+	t.requests.Store(&map[requestKind]*counted{})
 	var errs [10]error
-	t.duration, errs[0] = meter.Float64Histogram(MetricDuration, metric.WithDescription("Time from a request's first to its last byte."), inSeconds, buckets)
-	t.toFirstByte, errs[1] = meter.Float64Histogram(MetricFirstByte, metric.WithDescription("Time until the backend's answer began."), inSeconds, buckets)
+	if timings == nil {
+		inSeconds, buckets := metric.WithUnit("s"), metric.WithExplicitBucketBoundaries(inBounds[:]...)
+		t.duration, errs[0] = meter.Float64Histogram(MetricDuration, metric.WithDescription(aboutDuration), inSeconds, buckets)
+		t.toFirstByte, errs[1] = meter.Float64Histogram(MetricFirstByte, metric.WithDescription(aboutFirstByte), inSeconds, buckets)
+	}
 	requests, err := meter.Int64ObservableCounter(MetricRequests, metric.WithDescription("Requests on the S3 listener."), metric.WithUnit("{request}"))
 	errs[2] = err
 	decisions, err := meter.Int64ObservableCounter(MetricDecisions, metric.WithDescription("Policy decisions."), metric.WithUnit("{decision}"))
@@ -134,13 +134,15 @@ func NewTelemetry(meter metric.Meter, tracer trace.Tracer) (*Telemetry, error) {
 	in := metric.WithAttributeSet(attribute.NewSet(attribute.String("direction", "in")))
 	out := metric.WithAttributeSet(attribute.NewSet(attribute.String("direction", "out")))
 	_, errs[9] = meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
-		t.mu.RLock()
-		defer t.mu.RUnlock()
-		for _, c := range t.requests {
+		for _, c := range *t.requests.Load() {
 			o.ObserveInt64(requests, c.n.Load(), metric.WithAttributeSet(c.set))
 		}
-		for _, c := range t.decisions {
-			o.ObserveInt64(decisions, c.n.Load(), metric.WithAttributeSet(c.set))
+		for allowed, result := range [...]string{"refused", "allowed"} {
+			for differs := range t.decisions[allowed] {
+				if n := t.decisions[allowed][differs].Load(); n > 0 {
+					o.ObserveInt64(decisions, n, metric.WithAttributes(attribute.String("result", result), attribute.Bool("shadow_differs", differs == 1)))
+				}
+			}
 		}
 		o.ObserveInt64(bytes, t.bytesIn.Load(), in)
 		o.ObserveInt64(bytes, t.bytesOut.Load(), out)
@@ -157,20 +159,28 @@ func NewTelemetry(meter metric.Meter, tracer trace.Tracer) (*Telemetry, error) {
 }
 
 func (t *Telemetry) decided(d *policy.Decision) {
-	of(t, t.decisions, decisionKind{d.Allow, d.Shadow != nil && d.Shadow.Differs}).n.Add(1)
+	allowed, differs := 0, 0
+	if d.Allow {
+		allowed = 1
+	}
+	if d.Shadow != nil && d.Shadow.Differs {
+		differs = 1
+	}
+	t.decisions[allowed][differs].Add(1)
 }
 
 func (t *Telemetry) finished(c *call, took time.Duration) {
-	ctx := context.Background() // the request's may have ended, and costs a walk for each measurement
 	span := c.recorded()
-	if span != nil {
-		ctx = trace.ContextWithSpan(ctx, span)
-	}
-	kind := of(t, t.requests, requestKind{orOther(c.event.Operation), string(c.event.Outcome), c.event.Backend.Name, c.event.Status / 100})
+	kind := t.of(requestKind{orOther(c.event.Operation), string(c.event.Outcome), c.event.Backend.Name, c.event.Status / 100})
 	kind.n.Add(1)
-	t.duration.Record(ctx, took.Seconds(), kind.record...)
+	toFirstByte := -1. // none came
 	if !c.firstByte.IsZero() {
-		t.toFirstByte.Record(ctx, c.firstByte.Sub(c.start).Seconds(), kind.record...)
+		toFirstByte = max(0, c.firstByte.Sub(c.start).Seconds())
+	}
+	if kind.timing != nil {
+		kind.timing.add(took.Seconds(), toFirstByte)
+	} else {
+		t.record(span, kind, took.Seconds(), toFirstByte)
 	}
 	t.bytesIn.Add(c.event.BytesIn)
 	t.bytesOut.Add(c.event.BytesOut)
@@ -181,6 +191,18 @@ func (t *Telemetry) finished(c *call, took time.Duration) {
 	if span != nil {
 		c.describe(span)
 		span.End()
+	}
+}
+
+// record has the SDK keep the times, with the request's trace where it is seen.
+func (t *Telemetry) record(span trace.Span, kind *counted, took, toFirstByte float64) {
+	ctx := context.Background() // the request's may have ended, and costs a walk for each measurement
+	if span != nil {
+		ctx = trace.ContextWithSpan(ctx, span)
+	}
+	t.duration.Record(ctx, took, kind.record...)
+	if toFirstByte >= 0 {
+		t.toFirstByte.Record(ctx, toFirstByte, kind.record...)
 	}
 }
 

@@ -26,7 +26,7 @@ func traced(t *testing.T, configure func(*proxy.Config)) (*rig, *tracetest.SpanR
 		var err error
 		if c.Telemetry, err = proxy.NewTelemetry(
 			sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader)).Meter("test"),
-			sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans)).Tracer("test"),
+			sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans)).Tracer("test"), nil,
 		); err != nil {
 			t.Fatal(err)
 		}

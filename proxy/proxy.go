@@ -118,7 +118,7 @@ func New(c Config) (*Proxy, error) {
 	}
 	if c.Telemetry == nil {
 		var err error
-		if c.Telemetry, err = NewTelemetry(nil, nil); err != nil {
+		if c.Telemetry, err = NewTelemetry(nil, nil, nil); err != nil {
 			return nil, fmt.Errorf("proxy: %w", err)
 		}
 	}

@@ -287,7 +287,7 @@ reasons contains sprintf("edition %d: project %%s works below %%s", [project, ow
 func newStorm(t *testing.T) *storm {
 	s := &storm{t: t, asks: map[string]*ask{}}
 	var err error
-	s.metrics, err = proxy.NewTelemetry(nil, nil)
+	s.metrics, err = proxy.NewTelemetry(nil, nil, nil)
 	must(t, err)
 	s.rig = newRig(t, rigOptions{policy: fmt.Sprintf(stormPolicy, 1), configure: func(c *proxy.Config) {
 		c.Log = slog.New(slog.NewTextHandler(&s.log, &slog.HandlerOptions{Level: slog.LevelWarn}))

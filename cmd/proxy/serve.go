@@ -107,7 +107,7 @@ func start(file string, c *Config) (_ *server, err error) {
 			_ = log.Close(ctx)
 		}
 	}()
-	requests, err := proxy.NewTelemetry(s.telemetry.meter("proxy"), s.telemetry.tracer())
+	requests, err := proxy.NewTelemetry(s.telemetry.meter("proxy"), s.telemetry.tracer(), s.telemetry.timings)
 	if err != nil {
 		return nil, fmt.Errorf("telemetry: %w", err)
 	}

@@ -28,12 +28,15 @@ import (
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/sluice-s3/sluice/proxy"
 )
 
 // telemetry is the OpenTelemetry SDK of the process. Metrics can always be pulled; traces and logs are made only where
 // they are sent somewhere, so that requests do not pay for what nobody sees.
 type telemetry struct {
 	registry *prometheus.Registry
+	timings  *proxy.Timings // nil = the SDK's
 	metrics  *sdkmetric.MeterProvider
 	traces   *sdktrace.TracerProvider // nil = not exported
 	logs     *sdklog.LoggerProvider   // nil = not exported
@@ -56,7 +59,12 @@ func startTelemetry(ctx context.Context, c Telemetry) (_ *telemetry, err error) 
 	if err != nil {
 		return nil, err
 	}
-	pulled, err := otelprometheus.New(otelprometheus.WithRegisterer(t.registry), otelprometheus.WithoutScopeInfo())
+	options := []otelprometheus.Option{otelprometheus.WithRegisterer(t.registry), otelprometheus.WithoutScopeInfo()}
+	if !c.exports("METRICS") && !c.exports("TRACES") && os.Getenv("OTEL_METRICS_EXEMPLAR_FILTER") == "" {
+		t.timings = proxy.NewTimings(scope + "proxy")
+		options = append(options, otelprometheus.WithProducer(t.timings))
+	}
+	pulled, err := otelprometheus.New(options...)
 	if err != nil {
 		return nil, err
 	}

@@ -387,6 +387,40 @@ func TestEveryMetricNamedIsThere(t *testing.T) {
 	}
 }
 
+// TestMetricsArePulledAlike: what Prometheus sees of requests has the same names and labels whether they are sent elsewhere
+// too or not, which decides who keeps them.
+func TestMetricsArePulledAlike(t *testing.T) {
+	to := newReceiver(t)
+	scrape := func(set map[string]any) string {
+		r := newRig(t, world.Options{}, world.ProxyOptions{Set: set})
+		r.fetch(t, r.Workspace("env-1", "web", "dev@acme.com"), "/artifacts/web/x")
+		r.fetch(t, "none", "/artifacts/web/x")
+		if _, err := r.proxy.WaitEvents(t.Context(), 2); err != nil {
+			t.Fatal(err)
+		}
+		request, _ := http.NewRequest("GET", r.proxy.AdminURL+"/metrics", nil)
+		request.Header.Set("Accept", "application/openmetrics-text")
+		response, err := http.DefaultClient.Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer response.Body.Close()
+		text, _ := io.ReadAll(response.Body)
+		lines := regexp.MustCompile(`(?m)^(# .*|sluice_request_[a-z_]*\{.*?\} )`).FindAllString(string(text), -1)
+		return strings.Join(slices.DeleteFunc(lines, func(line string) bool { return !strings.Contains(line, "sluice_request_") }), "\n")
+	}
+	pulled := scrape(nil)
+	sent := scrape(map[string]any{"telemetry.otlp.endpoint": to.URL})
+	if pulled != sent {
+		t.Errorf("only pulled:\n%s\nsent, too:\n%s", pulled, sent)
+	}
+	for _, name := range []string{"sluice_request_duration_seconds_bucket{", "sluice_request_first_byte_seconds_bucket{"} {
+		if !strings.Contains(pulled, name) {
+			t.Errorf("there is no %s in\n%s", name, pulled)
+		}
+	}
+}
+
 func TestDashboardAndAlertsAreWellFormed(t *testing.T) {
 	text, err := os.ReadFile("../../examples/grafana/dashboard.json")
 	if err != nil {
