@@ -49,6 +49,8 @@ type Identity struct {
 	Method     string         `json:"method"`
 	Attributes Attributes     `json:"attributes,omitzero"`
 	Claims     map[string]any `json:"claims"` // only those that Config.Claims names are written
+
+	kept *keptIdentity // by Log.Keep; nil where it is to be encoded
 }
 
 // Attributes are the same facts whatever the issuer calls them.

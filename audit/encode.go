@@ -67,39 +67,24 @@ func (e *encoder) append(b []byte, ev *Event) []byte {
 	if len(e.hash)+len(e.drop) > 0 {
 		scrub = e.redact(ev)
 	}
-	b = append(b, `"id":`...)
-	b = appendString(b, ev.ID)
-	b = append(b, `,"time":"`...)
-	b = appendTime(b, ev.Time)
-	b = append(b, `","duration_ms":`...)
-	b = appendFloat(b, ev.DurationMS)
+	b = appendText(append(b, `"id":"`...), ev.ID)
+	b = appendTime(append(b, `,"time":"`...), ev.Time)
+	b = appendFloat(append(b, `","duration_ms":`...), ev.DurationMS)
 
-	b = append(b, `,"identity":{"issuer":`...)
-	b = appendString(b, ev.Identity.Issuer)
-	b = append(b, `,"subject":`...)
-	b = appendString(b, ev.Identity.Subject)
-	b = append(b, `,"session":`...)
-	b = appendString(b, ev.Identity.Session)
-	b = append(b, `,"method":`...)
-	b = appendString(b, ev.Identity.Method)
-	b = appendAttributes(b, &ev.Identity.Attributes)
-	b = append(b, `,"claims":`...)
-	b = e.appendClaims(b, ev.Identity.Claims)
+	b = append(b, `,"identity":`...)
+	if kept := ev.Identity.kept; kept != nil && kept.by == e {
+		b = append(b, kept.encoded...)
+	} else {
+		b = e.appendIdentity(b, &ev.Identity)
+	}
 
-	b = append(b, `},"source_ip":`...)
-	b = appendString(b, ev.SourceIP)
-	b = append(b, `,"user_agent":`...)
-	b = appendString(b, withoutCredentials(ev.UserAgent))
-	b = append(b, `,"host":`...)
-	b = appendString(b, ev.Host)
-	b = append(b, `,"operation":`...)
-	b = appendString(b, ev.Operation)
-	b = append(b, `,"bucket":`...)
-	b = appendString(b, ev.Bucket)
-	b = append(b, `,"key":`...)
-	b = appendString(b, scrub.key(ev.Bucket, ev.Key))
-	b = append(b, `,"version_id":`...)
-	b = appendString(b, ev.VersionID)
+	b = appendText(append(b, `,"source_ip":"`...), ev.SourceIP)
+	b = appendText(append(b, `,"user_agent":"`...), withoutCredentials(ev.UserAgent))
+	b = appendText(append(b, `,"host":"`...), ev.Host)
+	b = appendText(append(b, `,"operation":"`...), ev.Operation)
+	b = appendText(append(b, `,"bucket":"`...), ev.Bucket)
+	b = appendText(append(b, `,"key":"`...), scrub.key(ev.Bucket, ev.Key))
+	b = appendText(append(b, `,"version_id":"`...), ev.VersionID)
 
 	b = append(b, `,"accesses":[`...)
 	for i := range ev.Accesses {
@@ -107,21 +92,17 @@ func (e *encoder) append(b []byte, ev *Event) []byte {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = append(b, `{"action":`...)
-		b = appendString(b, a.Action)
-		b = append(b, `,"bucket":`...)
-		b = appendString(b, a.Bucket)
+		b = appendText(append(b, `{"action":"`...), a.Action)
+		b = appendText(append(b, `,"bucket":"`...), a.Bucket)
 		b = appendOptional(b, `,"key":`, scrub.key(a.Bucket, a.Key))
 		b = appendOptional(b, `,"version_id":`, a.VersionID)
 		b = appendOptional(b, `,"prefix":`, scrub.key(a.Bucket, a.Prefix))
 		b = appendOptional(b, `,"delimiter":`, a.Delimiter)
-		b = append(b, `,"allow":`...)
-		b = strconv.AppendBool(b, a.Allow)
+		b = strconv.AppendBool(append(b, `,"allow":`...), a.Allow)
 		b = append(b, '}')
 	}
 
-	b = append(b, `],"decision":{"allow":`...)
-	b = strconv.AppendBool(b, ev.Decision.Allow)
+	b = strconv.AppendBool(append(b, `],"decision":{"allow":`...), ev.Decision.Allow)
 	b = append(b, `,"reasons":[`...)
 	for i, reason := range ev.Decision.Reasons {
 		if i > 0 {
@@ -129,32 +110,36 @@ func (e *encoder) append(b []byte, ev *Event) []byte {
 		}
 		b = appendString(b, scrub.text(withoutCredentials(reason)))
 	}
-	b = append(b, `],"role":`...)
-	b = appendString(b, ev.Decision.Role)
-	b = append(b, `,"policy_revision":`...)
-	b = appendString(b, ev.Decision.PolicyRevision)
-	b = append(b, `,"shadow":`...)
-	b = appendRaw(b, scrub.raw(ev.Decision.Shadow))
+	b = appendText(append(b, `],"role":"`...), ev.Decision.Role)
+	b = appendText(append(b, `,"policy_revision":"`...), ev.Decision.PolicyRevision)
+	b = appendRaw(append(b, `,"shadow":`...), scrub.raw(ev.Decision.Shadow))
 
-	b = append(b, `},"backend":{"name":`...)
-	b = appendString(b, ev.Backend.Name)
-	b = append(b, `,"status":`...)
-	b = strconv.AppendInt(b, int64(ev.Backend.Status), 10)
-	b = append(b, `,"request_id":`...)
-	b = appendString(b, ev.Backend.RequestID)
+	b = appendText(append(b, `},"backend":{"name":"`...), ev.Backend.Name)
+	b = strconv.AppendInt(append(b, `,"status":`...), int64(ev.Backend.Status), 10)
+	b = appendText(append(b, `,"request_id":"`...), ev.Backend.RequestID)
 
-	b = append(b, `},"status":`...)
-	b = strconv.AppendInt(b, int64(ev.Status), 10)
-	b = append(b, `,"error":`...)
-	b = appendLimited(b, scrub.text(withoutCredentials(ev.Error)), maxError)
-	b = append(b, `,"outcome":`...)
-	b = appendString(b, string(ev.Outcome))
-	b = append(b, `,"bytes_in":`...)
-	b = strconv.AppendInt(b, ev.BytesIn, 10)
-	b = append(b, `,"bytes_out":`...)
-	b = strconv.AppendInt(b, ev.BytesOut, 10)
-	b = append(b, `,"trace_id":`...)
-	return appendString(b, ev.TraceID)
+	b = strconv.AppendInt(append(b, `},"status":`...), int64(ev.Status), 10)
+	b = appendLimited(append(b, `,"error":`...), scrub.text(withoutCredentials(ev.Error)), maxError)
+	b = appendText(append(b, `,"outcome":"`...), string(ev.Outcome))
+	b = strconv.AppendInt(append(b, `,"bytes_in":`...), ev.BytesIn, 10)
+	b = strconv.AppendInt(append(b, `,"bytes_out":`...), ev.BytesOut, 10)
+	return appendText(append(b, `,"trace_id":"`...), ev.TraceID)
+}
+
+func (e *encoder) appendIdentity(b []byte, id *Identity) []byte {
+	b = appendText(append(b, `{"issuer":"`...), id.Issuer)
+	b = appendText(append(b, `,"subject":"`...), id.Subject)
+	b = appendText(append(b, `,"session":"`...), id.Session)
+	b = appendText(append(b, `,"method":"`...), id.Method)
+	b = appendAttributes(b, &id.Attributes)
+	b = e.appendClaims(append(b, `,"claims":`...), id.Claims)
+	return append(b, '}')
+}
+
+// keptIdentity is an identity's part of a line.
+type keptIdentity struct {
+	by      *encoder // another names other claims
+	encoded []byte
 }
 
 func appendAttributes(b []byte, a *Attributes) []byte {
@@ -193,23 +178,23 @@ func appendTime(b []byte, t time.Time) []byte {
 	t = t.UTC()
 	year, month, day := t.Date()
 	hour, minute, second := t.Clock()
-	b = append(appendDigits(b, year, 4), '-')
-	b = append(appendDigits(b, int(month), 2), '-')
-	b = append(appendDigits(b, day, 2), 'T')
-	b = append(appendDigits(b, hour, 2), ':')
-	b = append(appendDigits(b, minute, 2), ':')
-	b = append(appendDigits(b, second, 2), '.')
-	return append(appendDigits(b, t.Nanosecond()/1000, 6), 'Z')
+	µs := t.Nanosecond() / 1000
+	var d = [...]byte{4: '-', 7: '-', 10: 'T', 13: ':', 16: ':', 19: '.', 26: 'Z'}
+	put2(d[0:], year/100%100)
+	put2(d[2:], year%100)
+	put2(d[5:], int(month))
+	put2(d[8:], day)
+	put2(d[11:], hour)
+	put2(d[14:], minute)
+	put2(d[17:], second)
+	put2(d[20:], µs/10000)
+	put2(d[22:], µs/100%100)
+	put2(d[24:], µs%100)
+	return append(b, d[:]...)
 }
 
-func appendDigits(b []byte, n, digits int) []byte {
-	var d [6]byte
-	for i := digits - 1; i >= 0; i-- {
-		d[i] = byte('0' + n%10)
-		n /= 10
-	}
-	return append(b, d[:digits]...)
-}
+// put2 writes a number of two digits.
+func put2(b []byte, n int) { b[0], b[1] = byte('0'+n/10), byte('0'+n%10) }
 
 // appendFloat keeps microseconds.
 func appendFloat(b []byte, f float64) []byte {
@@ -231,7 +216,22 @@ func appendRaw(b []byte, raw json.RawMessage) []byte {
 	return buf.Bytes()
 }
 
-func appendString(b []byte, s string) []byte { return appendLimited(b, s, maxField) }
+func appendString(b []byte, s string) []byte { return appendText(append(b, '"'), s) }
+
+func appendLimited(b []byte, s string, limit int) []byte {
+	return appendTextLimited(append(b, '"'), s, limit)
+}
+
+// appendText ends a string whose opening quote is there, with what came before it.
+func appendText(b []byte, s string) []byte {
+	if n := len(b); len(s) <= maxField && cap(b)-n > len(s) && plainBytes(s) == len(s) {
+		b = b[:n+len(s)+1]
+		copy(b[n:], s)
+		b[n+len(s)] = '"'
+		return b
+	}
+	return appendTextLimited(b, s, maxField)
+}
 
 const hexDigits = "0123456789abcdef"
 
@@ -243,7 +243,37 @@ var plain = func() (t [256]bool) {
 	return t
 }()
 
-func appendLimited(b []byte, s string, limit int) []byte {
+// plainBytes is how many of the first bytes of s stand for themselves: they are looked at by eight, as far as that goes.
+func plainBytes(s string) int {
+	rest := s
+	for len(rest) >= 8 && plainWord(word(rest)) {
+		rest = rest[8:]
+	}
+	if len(s) >= 8 && len(rest) < 8 && plainWord(word(s[len(s)-8:])) {
+		return len(s)
+	}
+	i := len(s) - len(rest)
+	for i < len(s) && plain[s[i]] {
+		i++
+	}
+	return i
+}
+
+// word is the first eight bytes of s, which has as many.
+func word(s string) uint64 {
+	s = s[:8]
+	return uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 |
+		uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
+}
+
+// plainWord reports whether eight bytes stand for themselves. The top bit of one is set if it is not ASCII; and of the
+// others, as long as none before it is set, exactly where subtracting borrows: below the space, at a quote, at a backslash.
+func plainWord(w uint64) bool {
+	const ones, tops = 0x0101010101010101, 0x8080808080808080
+	return (w|(w-' '*ones)|(w^'"'*ones-ones)|(w^'\\'*ones-ones))&tops == 0
+}
+
+func appendTextLimited(b []byte, s string, limit int) []byte {
 	cut := len(s) > limit
 	if cut {
 		for limit > 0 && !utf8.RuneStart(s[limit]) {
@@ -251,14 +281,12 @@ func appendLimited(b []byte, s string, limit int) []byte {
 		}
 		s = s[:limit]
 	}
-	b = append(b, '"')
 	start := 0
-	for i := 0; i < len(s); {
-		c := s[i]
-		if plain[c] {
-			i++
-			continue
+	for i := 0; ; {
+		if i += plainBytes(s[i:]); i == len(s) {
+			break
 		}
+		c := s[i]
 		if c < utf8.RuneSelf {
 			b = append(b, s[start:i]...)
 			switch c {

@@ -97,8 +97,10 @@ func mustEncode(t *testing.T, s string) {
 	e := json.NewEncoder(&want)
 	e.SetEscapeHTML(false)
 	e.Encode(s)
-	if got := string(appendString(nil, s)) + "\n"; got != want.String() {
-		t.Errorf("%q: %s, want %s", s, got, want.String())
+	for _, room := range []int{0, len(s), len(s) + 1, len(s) + 2, 8 * maxField} {
+		if got := string(appendString(make([]byte, 0, room), s)) + "\n"; got != want.String() {
+			t.Errorf("%q: %s, want %s", s, got, want.String())
+		}
 	}
 }
 
@@ -158,6 +160,29 @@ func TestClaims(t *testing.T) {
 	big := map[string]any{"big": []any{strings.Repeat("x", 900), strings.Repeat("x", 900), strings.Repeat("x", 900), strings.Repeat("x", 900), strings.Repeat("x", 900)}}
 	if got := string(newEncoder(Config{Claims: []string{"big"}}).appendClaims(nil, big)); got != `{"big":"… (4516 bytes)"}` {
 		t.Errorf("a large claim: %s", got)
+	}
+}
+
+// However an identity was kept before, a line tells what its event's identity and its log's configuration make of it.
+func TestAKeptIdentityIsWrittenAsAnyOther(t *testing.T) {
+	other := Identity{Issuer: "https://other", Subject: "su\"b", Session: "env-7", Method: "session", Claims: map[string]any{"email": "other@acme.com", "org": "o"}}
+	configs := []Config{{}, {Claims: []string{"email"}}, {Claims: []string{"/org/id", "email"}, Redact: Redact{Keys: []string{"*.tgz"}, Drop: []string{"artifacts/a/*"}}}}
+	logs := make([]*Log, len(configs))
+	for i, c := range configs {
+		logs[i] = &Log{encoder: newEncoder(c)}
+	}
+	for i, c := range configs {
+		for _, id := range []Identity{fullEvent().Identity, other, {}} {
+			ev := fullEvent()
+			ev.Identity = id
+			want := line(c, ev)
+			for by, log := range logs {
+				ev.Identity = log.Keep(id)
+				if got := string(appendLine(nil, ev.Seq, logs[i].encoder.append(nil, &ev), ev.Prev)); got != want {
+					t.Errorf("configuration %d, kept by %d\n%s, want\n%s", i, by, got, want)
+				}
+			}
+		}
 	}
 }
 
@@ -242,6 +267,7 @@ func TestShadowCannotBreakTheLine(t *testing.T) {
 
 func BenchmarkEncode(b *testing.B) {
 	ev, e := typicalEvent(), newEncoder(Config{})
+	ev.Identity = (&Log{encoder: e}).Keep(ev.Identity)
 	b.ReportAllocs()
 	var buf []byte
 	for b.Loop() {

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -246,6 +247,14 @@ type Record struct {
 	log  *Log
 	slot *slot // nil once committed, or where on_failure is continue and there was no room
 	over bool
+}
+
+// Keep is id with its part of the line encoded, for who has many requests of one identity. What is returned may be copied
+// into any number of events of this log. It MUST NOT be changed, nor what it refers to: assign another instead.
+func (l *Log) Keep(id Identity) Identity {
+	encoded := l.encoder.appendIdentity(nil, &id)
+	id.kept = &keptIdentity{l.encoder, bytes.Clone(encoded)} // no longer than it is: there are thousands
+	return id
 }
 
 // Journal makes what Event holds so far survive the death of the process: the next Open will write it, with

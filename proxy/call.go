@@ -306,10 +306,7 @@ func (c *call) blame(err error) {
 }
 
 func (c *call) setIdentity(id *identity.Identity) {
-	c.event.Identity = audit.Identity{
-		Issuer: id.Issuer, Subject: id.Subject, Session: id.Session, Method: id.Method,
-		Attributes: audit.Attributes(id.Attributes), Claims: id.Claims,
-	}
+	c.event.Identity = recordIdentity(c.proxy.Audit, id)
 }
 
 // chunks verifies a signed body; nil where the signature, if any, proves nothing.

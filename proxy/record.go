@@ -6,6 +6,7 @@ import (
 
 	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/policy"
+	"github.com/sluice-s3/sluice/proxy/identity"
 	"github.com/sluice-s3/sluice/proxy/s3wire"
 )
 
@@ -20,6 +21,19 @@ func recordAccesses(records []audit.Access, accesses []s3wire.Access, verdicts [
 		})
 	}
 	return records
+}
+
+type recordedIn struct{ log *audit.Log }
+
+// recordIdentity is id as log records it, which is encoded once for all of its requests.
+func recordIdentity(log *audit.Log, id *identity.Identity) audit.Identity {
+	return *id.Derived(recordedIn{log}, func() any {
+		recorded := log.Keep(audit.Identity{
+			Issuer: id.Issuer, Subject: id.Subject, Session: id.Session, Method: id.Method,
+			Attributes: audit.Attributes(id.Attributes), Claims: id.Claims,
+		})
+		return &recorded
+	}).(*audit.Identity)
 }
 
 func encodeShadow(s *policy.ShadowDecision) json.RawMessage {

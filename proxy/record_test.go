@@ -1,0 +1,41 @@
+package proxy_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/sluice-s3/sluice/audit"
+	"github.com/sluice-s3/sluice/proxy"
+)
+
+// An identity's part of the event is encoded once: each identity's for itself, and for each log as that is configured.
+func TestEventsNameTheirOwnIdentity(t *testing.T) {
+	first := newRig(t, rigOptions{audit: func(c *audit.Config) { c.Claims = []string{"team"} }})
+	// A second proxy that has its identities from the same authenticator, and records other claims of them.
+	second := newRig(t, rigOptions{
+		audit:     func(c *audit.Config) { c.Claims = []string{"floor"} },
+		configure: func(c *proxy.Config) { c.Auth = first.auth },
+	})
+	who := func(i int) map[string]any {
+		return map[string]any{"sub": fmt.Sprint("environment/", i), "environment_id": fmt.Sprint("env-", i), "project_id": "web", "team": fmt.Sprint("team-", i), "floor": i}
+	}
+	tokens := []string{first.token(who(0)), first.token(who(1)), first.token(who(2))}
+	for range 2 {
+		for i, token := range tokens {
+			for _, r := range []*rig{first, second} {
+				request := r.request("GET", fmt.Sprint("/b/web/", i), nil)
+				request.Header.Set("Authorization", "Bearer "+token)
+				r.do(request)
+				claims := map[string]any{"team": fmt.Sprint("team-", i)}
+				if r == second {
+					claims = map[string]any{"floor": i}
+				}
+				e := r.event()
+				if id := e.Identity; id.Subject != fmt.Sprint("environment/", i) || id.Session != fmt.Sprint("env-", i) || fmt.Sprint(id.Claims) != fmt.Sprint(claims) {
+					t.Errorf("request of %d: %+v, want claims %v", i, id, claims)
+				}
+				check(t, e, map[string]any{"key": fmt.Sprint("web/", i)})
+			}
+		}
+	}
+}
