@@ -13,12 +13,12 @@ const (
 	isToken = 1 << iota // of a method or a field's name
 	isValue             // of a field's value: visible, space, tab, and bytes above ASCII
 	isURI               // of a request target: visible, and bytes above ASCII
+	isPath              // of a path that net/url takes, and gives back, as it is
 )
 
 var classes = func() (t [256]uint8) {
 	for c := range 256 {
-		switch {
-		case c >= '0' && c <= '9', c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', strings.IndexByte("!#$%&'*+-.^_`|~", byte(c)) >= 0 && c != 0:
+		if isAlphanumeric(byte(c)) || strings.IndexByte("!#$%&'*+-.^_`|~", byte(c)) >= 0 {
 			t[c] |= isToken
 		}
 		if c > ' ' && c != 0x7f {
@@ -27,9 +27,16 @@ var classes = func() (t [256]uint8) {
 		if c == ' ' || c == '\t' {
 			t[c] |= isValue
 		}
+		if isAlphanumeric(byte(c)) || strings.IndexByte("-._~/$&+,:;=@", byte(c)) >= 0 {
+			t[c] |= isPath
+		}
 	}
 	return t
 }()
+
+func isAlphanumeric(c byte) bool {
+	return c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
+}
 
 func all(s string, class uint8) bool {
 	for i := 0; i < len(s); i++ {
@@ -43,11 +50,14 @@ func all(s string, class uint8) bool {
 // plain tells, eight bytes at a time, that s is visible ASCII and spaces: what nearly every value is. Of what it does not
 // tell that of, all knows.
 func plain(s string) bool {
-	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	for len(s) >= 32 {
+		if odd(word(s))|odd(word(s[8:]))|odd(word(s[16:]))|odd(word(s[24:])) != 0 {
+			return false
+		}
+		s = s[32:]
+	}
 	for len(s) >= 8 {
-		w := uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 | uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
-		// In order: a byte above 0x7f, one below 0x20, one of 0x7f. Borrows only ever make it say no.
-		if (w|(w-0x20*ones)|(w+ones))&highs != 0 {
+		if odd(word(s)) != 0 {
 			return false
 		}
 		s = s[8:]
@@ -58,6 +68,16 @@ func plain(s string) bool {
 		}
 	}
 	return true
+}
+
+func word(s string) uint64 {
+	return uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 | uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
+}
+
+// odd is not 0 where one of eight bytes is, in order, above 0x7f, below 0x20 or 0x7f. Borrows only ever make it so.
+func odd(w uint64) uint64 {
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	return (w | (w - 0x20*ones) | (w + ones)) & highs
 }
 
 // Field is a line of a head, its name as net/http writes it.
@@ -109,51 +129,69 @@ func add(h http.Header, name, value string, room []string) {
 
 // heads reads the heads that come on one connection. They say nearly the same each time, so that it remembers the lines of
 // the one before: a line that is, byte for byte, what stood in its place costs a comparison, where another is copied,
-// checked and its name looked up.
+// checked and its name looked up. Where all that follows the first line is what it was the last two times, one comparison
+// is enough for all of it.
 type heads struct {
+	head []byte
 	rest []byte
 	at   int // lines taken
 	text string
 
-	last [rememberedLines]struct {
-		line  string
-		field Field
-	}
-	size  int // of the lines in last, in bytes
-	fresh int // lines taken that were not in last
+	lines  [rememberedLines]string
+	fields [rememberedLines]Field // of the lines
+	size   int                    // of lines, in bytes
+	fresh  int                    // lines taken that were not in lines
+
+	whole string // what follows the first line of a head that came twice, which lines are pieces of; "" = another has come since
+	count int    // of the lines of that head
+	same  bool   // whole is what this one has
 }
 
 const (
 	rememberedLines = 16
 	rememberedBytes = smallBuffer // for an idle connection is to cost little
-	// learned is how many lines of a head are copied one by one, to be remembered. Of one that has more that are new,
-	// what is left is copied in one piece, which none of its lines must keep alive.
+	// learned is how many lines after the first are copied one by one, to be remembered. Of a head that has more that are
+	// new, what is left is copied in one piece, which none of its lines must keep alive.
 	learned = 4
 )
 
-// begin takes the first line. head is to stay as it is until its last field is taken, and must be as reader.head has it.
-func (h *heads) begin(head []byte) string {
-	h.rest, h.at, h.fresh, h.text = head, 0, 0, ""
-	line := h.line()
-	if line == nil {
-		return h.last[0].line
+// begin takes the first line. head is to stay as it is until its last field is taken, and must be as reader.head has it,
+// which also tells whether whole is what follows the first line.
+func (h *heads) begin(head []byte, same bool) string {
+	h.head, h.rest, h.at, h.fresh, h.text, h.same = head, head, 0, 0, "", same
+	first := h.lines[0]
+	if line := h.line(); line != nil {
+		text, learn := h.copy(line)
+		if learn {
+			h.remember(0, text, Field{})
+		}
+		first = text
 	}
-	text, learn := h.copy(line)
-	if learn {
-		h.remember(0, text, Field{})
-	}
-	return text
+	h.fresh = 0
+	return first
 }
 
 // more tells whether there are fields left.
-func (h *heads) more() bool { return len(h.rest) > len("\r\n") }
+func (h *heads) more() bool {
+	if h.same {
+		return h.at < h.count
+	}
+	return len(h.rest) > len("\r\n")
+}
 
 // next reads a field. https://www.rfc-editor.org/rfc/rfc9112#section-5
 func (h *heads) next() (Field, error) {
 	at := h.at
+	if h.same {
+		h.at++
+		return h.fields[at], nil
+	}
 	line := h.line()
 	if line == nil {
-		return h.last[at].field, nil
+		if h.fresh == 0 && !h.more() {
+			h.join()
+		}
+		return h.fields[at], nil
 	}
 	text, learn := h.copy(line)
 	f, err := parseField(text)
@@ -173,7 +211,7 @@ func (h *heads) line() []byte {
 	h.rest = h.rest[end+1:]
 	at := h.at
 	h.at++
-	if at < len(h.last) && h.last[at].line != "" && h.last[at].line == string(line) {
+	if at < len(h.lines) && h.lines[at] != "" && h.lines[at] == string(line) {
 		return nil
 	}
 	return line
@@ -193,15 +231,38 @@ func (h *heads) copy(line []byte) (text string, learn bool) {
 }
 
 func (h *heads) remember(at int, line string, f Field) {
-	if at >= len(h.last) {
+	if at >= len(h.lines) {
 		return
 	}
-	k := &h.last[at]
-	h.size -= len(k.line)
-	k.line, k.field = "", Field{}
+	if at > 0 {
+		h.whole = ""
+	}
+	h.size -= len(h.lines[at])
+	h.lines[at], h.fields[at] = "", Field{}
 	if h.size+len(line) <= rememberedBytes {
 		h.size += len(line)
-		k.line, k.field = line, f
+		h.lines[at], h.fields[at] = line, f
+	}
+}
+
+// join makes one piece of the lines of a head that came as the one before, so that the next is told by one comparison, and
+// what is compared and what is used of it lies side by side.
+func (h *heads) join() {
+	if h.at > len(h.lines) || len(h.head) > rememberedBytes {
+		return
+	}
+	first, rest, _ := strings.Cut(string(h.head), "\r\n")
+	if h.lines[0] != "" {
+		h.lines[0] = first
+	}
+	h.whole, h.count = rest, h.at
+	for i := 1; i < h.at; i++ {
+		h.lines[i], rest, _ = strings.Cut(rest, "\r\n")
+		h.fields[i], _ = parseField(h.lines[i]) // it went well before
+	}
+	for i := h.at; i < len(h.lines); i++ { // or else they would keep what they are pieces of
+		h.size -= len(h.lines[i])
+		h.lines[i], h.fields[i] = "", Field{}
 	}
 }
 
@@ -255,33 +316,49 @@ var names = func() map[string]string {
 	return t
 }()
 
-// framing is where a message's body ends by its header.
+// usual are the names above where slot puts them, so that one that is about to be written is told by a comparison.
+var usual = func() (t [256]string) {
+	for _, name := range names {
+		t[slot(name)] = name
+	}
+	return t
+}()
+
+// slot is where a name may be in usual. name MUST NOT be empty.
+func slot(name string) uint8 {
+	return uint8(len(name)) + name[0]<<2 + name[len(name)-1]<<6 + name[len(name)/2]<<1
+}
+
+// isName tells whether name may be a field's.
+func isName(name string) bool {
+	return name != "" && (usual[slot(name)] == name || all(name, isToken))
+}
+
+// framing is where a message's body ends by its header. It refuses what two readers could read in two ways: a length
+// twice, a length beside chunks, an encoding other than chunks. https://www.rfc-editor.org/rfc/rfc9112#section-6.3
 type framing struct {
 	length  int64 // -1 = not told
 	chunked bool
+	foreign bool // an encoding other than chunks, or one more
+	unclear bool // a length that is none, or one more
 }
 
-// frame refuses what two readers could read in two ways: a length twice, a length beside chunks, an encoding other
-// than chunks. https://www.rfc-editor.org/rfc/rfc9112#section-6.3
-func frame(lengths, encodings []string) (framing, error) {
-	f := framing{length: -1}
-	if len(encodings) > 0 {
-		if len(encodings) != 1 || !strings.EqualFold(encodings[0], "chunked") {
-			return f, errMalformed
-		}
-		f.chunked = true
+func (f *framing) takeLength(value string) {
+	n, err := length(value)
+	f.unclear = f.unclear || err != nil || f.length >= 0
+	f.length = n
+}
+
+func (f *framing) takeEncoding(value string) {
+	f.foreign = f.foreign || f.chunked || !strings.EqualFold(value, "chunked")
+	f.chunked = true
+}
+
+func (f *framing) check() error {
+	if f.foreign || f.unclear || f.chunked && f.length >= 0 {
+		return errMalformed
 	}
-	if len(lengths) > 0 {
-		if len(lengths) != 1 || f.chunked {
-			return f, errMalformed
-		}
-		n, err := length(lengths[0])
-		if err != nil {
-			return f, err
-		}
-		f.length = n
-	}
-	return f, nil
+	return nil
 }
 
 // length reads digits and nothing else: no sign, no list.
@@ -301,13 +378,11 @@ func length(s string) (int64, error) {
 	return n, nil
 }
 
-// hasToken tells whether one of the comma-separated lists has a token.
-func hasToken(lists []string, token string) bool {
-	for _, list := range lists {
-		for item := range strings.SplitSeq(list, ",") {
-			if strings.EqualFold(trim(item), token) {
-				return true
-			}
+// hasToken tells whether a comma-separated list has a token.
+func hasToken(list, token string) bool {
+	for item := range strings.SplitSeq(list, ",") {
+		if strings.EqualFold(trim(item), token) {
+			return true
 		}
 	}
 	return false
@@ -315,7 +390,7 @@ func hasToken(lists []string, token string) bool {
 
 // appendField writes a field, or refuses what would write more than one line.
 func appendField(b []byte, name, value string) ([]byte, bool) {
-	if name == "" || !all(name, isToken) || !plain(value) && !all(value, isValue) {
+	if !isName(name) || !plain(value) && !all(value, isValue) {
 		return b, false
 	}
 	b = append(b, name...)

@@ -2,6 +2,11 @@ package http1
 
 import (
 	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"reflect"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -10,6 +15,9 @@ import (
 func FuzzPlain(f *testing.F) {
 	for _, s := range []string{"", "a", "plain value", "tab\there", "12345678", "1234567\x7f", "\x1f2345678", "1234567\xff", "\x00\x01\x02\x03\x04\x05\x06\x07", "~~~~~~~~ ", "        "} {
 		f.Add(s)
+	}
+	for i := range 45 {
+		f.Add(strings.Repeat("a", i) + "\x1f" + strings.Repeat("b", 44-i))
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		if plain(s) && !all(s, isValue) {
@@ -38,15 +46,38 @@ func TestHeadsRememberNothingButLines(t *testing.T) {
 		got, want Field
 	}
 	var all []given
-	for range 3000 {
+	var before, earlier []string
+	told := 0
+	for range 6000 {
 		lines := []string{starts[random.IntN(len(starts))]}
-		for range random.IntN(2 * rememberedLines) {
-			// Most are good, and what comes early in the list comes often.
-			lines = append(lines, vocabulary[min(random.IntN(len(vocabulary)), random.IntN(len(vocabulary)))])
+		switch random.IntN(8) {
+		case 0: // nearly what came before
+			lines = append(lines, before...)
+			if len(before) > 0 {
+				i := 1 + random.IntN(len(before))
+				lines[i] = vocabulary[random.IntN(8)]
+				lines = lines[:len(lines)-random.IntN(2)]
+			}
+		case 1, 2:
+			for range random.IntN(2 * rememberedLines) {
+				// Most are good, and what comes early in the list comes often.
+				lines = append(lines, vocabulary[min(random.IntN(len(vocabulary)), random.IntN(len(vocabulary)))])
+			}
+		case 3: // what came before that
+			lines = append(lines, earlier...)
+		default: // just that
+			lines = append(lines, before...)
 		}
-		head := buffer[:copy(buffer, strings.Join(lines, "\r\n")+"\r\n\r\nwhat follows")]
-		head = head[:len(head)-len("what follows")]
-		start := knows.begin(head)
+		if !slices.Equal(before, lines[1:]) {
+			before, earlier = slices.Clone(lines[1:]), before
+		}
+		text := strings.Join(lines, "\r\n") + "\r\n\r\n"
+		in := reader{buf: buffer, w: copy(buffer, text+"what follows")}
+		head, same, err := in.head(knows.whole)
+		if err != nil || string(head) != text || in.r != len(text) {
+			t.Fatalf("%q is read as %q, %v", text, head, err)
+		}
+		start := knows.begin(head, same)
 		all = append(all, given{Field{start, ""}, Field{lines[0], ""}})
 		for _, line := range lines[1:] {
 			if !knows.more() {
@@ -63,19 +94,152 @@ func TestHeadsRememberNothingButLines(t *testing.T) {
 			all = append(all, given{got, want})
 		}
 		sum := 0
-		for i := range knows.last {
-			sum += len(knows.last[i].line)
+		for i := range knows.lines {
+			sum += len(knows.lines[i])
 		}
-		if sum != knows.size || sum > rememberedBytes {
-			t.Fatalf("%d bytes are remembered, %d counted, %d may be", sum, knows.size, rememberedBytes)
+		if sum != knows.size || sum > rememberedBytes || len(knows.whole) > rememberedBytes {
+			t.Fatalf("%d bytes are remembered, %d counted, %d in one piece, %d may be", sum, knows.size, len(knows.whole), rememberedBytes)
+		}
+		if knows.same {
+			told++
 		}
 		for i := range buffer[:len(head)+20] {
 			buffer[i] = '#'
 		}
+	}
+	if told < 300 {
+		t.Errorf("%d heads were told at once", told)
 	}
 	for _, g := range all {
 		if g.got != g.want {
 			t.Fatalf("%q, not %q", g.got, g.want)
 		}
 	}
+}
+
+// What a connection remembers of a long head does not stay when a short one has come in its place.
+func TestHeadsForget(t *testing.T) {
+	var h heads
+	read := func(lines int) {
+		head := []byte("GET / HTTP/1.1\r\n" + strings.Repeat("A: 1\r\n", lines) + "\r\n")
+		in := reader{buf: head, w: len(head)}
+		head, same, err := in.head(h.whole)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for h.begin(head, same); h.more(); {
+			if _, err := h.next(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, lines := range []int{4, 8, 12, 15, 2} {
+		read(lines - 1)
+		for range 5 {
+			read(lines)
+		}
+		if !h.same {
+			t.Errorf("%d lines: not told at once", lines)
+		}
+		for i, line := range h.lines {
+			if (line != "") != (i <= lines) || (h.fields[i].Name != "") != (i > 0 && i <= lines) {
+				t.Errorf("%d lines: %q is remembered as line %d, with %q", lines, line, i, h.fields[i])
+			}
+		}
+	}
+}
+
+// A name is one where the table says so, be it usual or not.
+func TestIsName(t *testing.T) {
+	found := 0
+	for _, name := range names {
+		if usual[slot(name)] == name {
+			found++
+		}
+	}
+	if found < len(names)*9/10 {
+		t.Errorf("%d of %d names are found at once", found, len(names))
+	}
+	for name, want := range map[string]bool{"": false, "a": true, "Etag": true, "etag": true, "Et g": false, "X-Amz-Date:": false, "x_y": true, "Dat\xe9": false, "Dat\r": false} {
+		if isName(name) != want {
+			t.Errorf("%q: %v", name, !want)
+		}
+	}
+}
+
+// Where the rest of a head is still to come, what the buffer has of the head before is not taken for it.
+func TestHeadThatIsNotAllThere(t *testing.T) {
+	first, rest := "GET / HTTP/1.1\r\n", "Host: h\r\nA: 1\r\n\r\n"
+	for n := range first + rest {
+		buffer := []byte(first + rest)
+		in := reader{buf: buffer, w: n, conn: nowhere{}}
+		if head, _, err := in.head(rest); err == nil {
+			t.Errorf("of %d bytes: %q", n, head)
+		}
+	}
+}
+
+// What a request's header held is let go with the next, and what is more than there is room for is held, too.
+func TestValuesAreLetGo(t *testing.T) {
+	c := &conn{server: &Server{}, rwc: nowhere{}}
+	c.in.init(c.rwc)
+	c.request.init(c)
+	for _, fields := range []int{3, 50, 40, 2} {
+		text := "GET / HTTP/1.1\r\nHost: h\r\n"
+		for i := range fields {
+			text += "A" + strconv.Itoa(i) + ": " + strconv.Itoa(i) + "\r\n"
+		}
+		c.in.r, c.in.w = 0, copy(c.in.buf, text+"\r\n")
+		if _, err := c.request.read(); err != nil {
+			t.Fatal(err)
+		}
+		for i := range max(fields, len(c.request.values)) {
+			want := ""
+			if i < fields {
+				want = strconv.Itoa(i)
+			}
+			if got := c.request.header.Get("A" + want); i < fields && got != want {
+				t.Errorf("%d fields: %q is %q", fields, "A"+want, got)
+			}
+			if i < len(c.request.values) && c.request.values[i] != want {
+				t.Errorf("%d fields: value %d is %q, not %q", fields, i, c.request.values[i], want)
+			}
+		}
+	}
+}
+
+// FuzzTarget holds the quick way to read a target to net/url's.
+func FuzzTarget(f *testing.F) {
+	for _, target := range []string{"/", "/b/k", "//b/k", "/b/k?", "/b/k??", "/b/k?a=b?", "/?", "?", "/a:b@c;d=e,f&g$h+i", "/b%2f", "/b/\xc3\xbc", "/b/'k'", "/b#k", "*", "b:k", "http://h/b?c", "/a b"} {
+		f.Add(target)
+	}
+	f.Fuzz(func(t *testing.T, target string) {
+		if target == "" || !all(target, isURI) {
+			return
+		}
+		want, wrong := url.ParseRequestURI(target)
+		got, err := new(request).parseTarget(http.MethodGet, target)
+		if (err == nil) != (wrong == nil) || err == nil && !reflect.DeepEqual(got, want) {
+			t.Errorf("%q: %#v (%v), not %#v (%v)", target, got, err, want, wrong)
+		}
+	})
+}
+
+// FuzzSentTarget holds the quick way to write a target to net/url's.
+func FuzzSentTarget(f *testing.F) {
+	for _, u := range []url.URL{{}, {Path: "/"}, {Path: "/b/k", RawPath: "/b/k", RawQuery: "a=b"}, {Path: "//b", RawPath: "//b", ForceQuery: true}, {Path: "b", RawPath: "b"},
+		{Path: "/b k", RawPath: "/b%20k"}, {Path: "/b k", RawPath: "/b k"}, {Path: "/b?", RawPath: "/b?"}, {Path: "*", RawPath: "*"}, {Path: "/b", RawPath: "/c"}, {Path: "/b/c", RawPath: "/b%2Fc"},
+		{Path: "/b", RawPath: "/b", RawQuery: "a b"}, {Path: "/b'", RawPath: "/b'"}, {Opaque: "//h/b", Scheme: "http", Path: "/b", RawPath: "/b"}} {
+		f.Add(u.Scheme, u.Opaque, u.Path, u.RawPath, u.RawQuery, u.ForceQuery)
+	}
+	f.Fuzz(func(t *testing.T, scheme, opaque, path, rawPath, query string, force bool) {
+		for _, rawPath := range []string{rawPath, path} {
+			u := &url.URL{Scheme: scheme, Opaque: opaque, Path: path, RawPath: rawPath, RawQuery: query, ForceQuery: force}
+			got, ok := appendTarget([]byte("GET "), u)
+			want := u.RequestURI()
+			if string(got) != "GET "+want || ok != (want != "" && all(want, isURI)) {
+				t.Errorf("%#v: %q (%v), not %q", u, got, ok, want)
+			}
+		}
+	})
 }

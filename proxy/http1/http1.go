@@ -103,37 +103,45 @@ func (b *reader) shrink() {
 
 // head reads up to and including the empty line. Each line MUST end in CRLF: a reader before or behind this one might
 // take a lone LF for a line's end, and a lone CR for one too. What is returned is good until the next read.
-func (b *reader) head() ([]byte, error) {
+//
+// rest is what followed the first line of another head of this connection, or "". same tells that it does again: then it is
+// not looked through once more.
+func (b *reader) head(rest string) (head []byte, same bool, err error) {
 	for seen := 0; ; {
 		for at := b.r + seen; ; at++ {
 			next := bytes.IndexByte(b.buf[at:b.w], '\n')
 			if next < 0 {
 				break
 			}
+			first := at == b.r
 			at += next
 			if at == b.r || b.buf[at-1] != '\r' {
-				return nil, errMalformed
+				return nil, false, errMalformed
 			}
 			if at == b.r+1 {
-				return nil, errMalformed // an empty line for a start line
+				return nil, false, errMalformed // an empty line for a start line
+			}
+			if first && rest != "" && b.w-at > len(rest) && string(b.buf[at+1:at+1+len(rest)]) == rest {
+				at += len(rest)
+				same = true
 			}
 			if at >= b.r+3 && b.buf[at-2] == '\n' {
 				head := b.buf[b.r : at+1]
 				b.r = at + 1
 				if len(head) > maxHead {
-					return nil, errHeadTooLong
+					return nil, false, errHeadTooLong
 				}
-				return head, nil
+				return head, same, nil
 			}
 		}
 		if seen = b.w - b.r; seen > maxHead {
-			return nil, errHeadTooLong
+			return nil, false, errHeadTooLong
 		}
 		if err := b.fill(); err != nil {
 			if err == io.EOF && seen > 0 {
 				err = io.ErrUnexpectedEOF
 			}
-			return nil, err
+			return nil, false, err
 		}
 	}
 }

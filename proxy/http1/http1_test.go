@@ -346,12 +346,15 @@ func TestUnaskedBytes(t *testing.T) {
 // A GET is tried again where an idle connection turns out dead; what may have been done is not.
 func TestRetry(t *testing.T) {
 	for _, method := range []string{"GET", "HEAD", "POST", "DELETE", "PUT"} {
-		ok := "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+		ok := "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 		url, heads := backend(t, ok, "", ok)
 		rt := &http1.Transport{}
 		_, _, err := get(rt, "GET", url)
 		must(t, err)
-		_, _, err = get(rt, method, url)
+		_, body, err := get(rt, method, url)
+		if method == "GET" && body != "ok" {
+			t.Errorf("of the second try: %q, %v", body, err)
+		}
 		if again := method == "GET" || method == "HEAD"; (err == nil) != again || len(heads) != 2 && !again || len(heads) != 3 && again {
 			t.Errorf("%s: %v after %d requests", method, err, len(heads))
 		}

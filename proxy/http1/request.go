@@ -17,8 +17,10 @@ type request struct {
 	conn   *conn
 	blank  *http.Request // with the connection's context and nothing else
 	heads  heads
+	url    url.URL
 	header http.Header
 	values [32]string
+	used   int // of values
 
 	deadlineSet atomic.Bool // by the handler: nobody knows when it passes
 
@@ -56,7 +58,7 @@ func (r *request) read() (status int, err error) {
 		late = time.Now().Add(t)
 		c.deadline(late)
 	}
-	head, err := c.in.head()
+	head, same, err := c.in.head(r.heads.whole)
 	switch {
 	case err == nil:
 	case errors.Is(err, errHeadTooLong):
@@ -66,7 +68,7 @@ func (r *request) read() (status int, err error) {
 	default:
 		return 0, err
 	}
-	if status, err := r.parse(head); err != nil {
+	if status, err := r.parse(head, same); err != nil {
 		return status, err
 	}
 	if !r.body.done {
@@ -82,8 +84,8 @@ func complete(in *reader) bool {
 }
 
 // parse reads a head. https://www.rfc-editor.org/rfc/rfc9112#section-3
-func (r *request) parse(head []byte) (status int, err error) {
-	line := r.heads.begin(head)
+func (r *request) parse(head []byte, same bool) (status int, err error) {
+	line := r.heads.begin(head, same)
 	method, rest, ok := strings.Cut(line, " ")
 	target, proto, ok2 := strings.Cut(rest, " ")
 	if !ok || !ok2 || method == "" || target == "" || !all(method, isToken) || !all(target, isURI) {
@@ -99,29 +101,38 @@ func (r *request) parse(head []byte) (status int, err error) {
 		return http.StatusBadRequest, errMalformed
 	}
 	clear(r.header)
-	clear(r.values[:])
-	values := r.values[:]
+	clear(r.values[:r.used])
+	r.used = 0
+	hosts, host := 0, ""
+	f := framing{length: -1}
+	expects, unheard, closing := false, false, old
 	for r.heads.more() {
-		f, err := r.heads.next()
+		field, err := r.heads.next()
 		if err != nil {
 			return http.StatusBadRequest, err
 		}
-		if len(values) == 0 {
-			values = make([]string, 16)
+		switch field.Name {
+		case "Host":
+			hosts, host = hosts+1, field.Value
+			continue
+		case "Content-Length":
+			f.takeLength(field.Value)
+		case "Transfer-Encoding":
+			f.takeEncoding(field.Value)
+			continue
+		case "Expect":
+			expects, unheard = true, unheard || !hasToken(field.Value, "100-continue")
+		case "Connection":
+			closing = closing || hasToken(field.Value, "close")
 		}
-		add(r.header, f.Name, f.Value, values[:1:1])
-		values = values[1:]
+		add(r.header, field.Name, field.Value, r.room())
 	}
-	hosts := r.header["Host"]
-	if len(hosts) > 1 || len(hosts) == 0 && !old || len(hosts) == 1 && !ValidHost(hosts[0]) {
+	if hosts > 1 || hosts == 0 && !old || !ValidHost(host) {
 		return http.StatusBadRequest, errMalformed
 	}
-	if len(hosts) == 1 {
-		q.Host = hosts[0]
-	}
-	f, err := frame(r.header["Content-Length"], r.header["Transfer-Encoding"])
-	if err != nil {
-		if encodings := r.header["Transfer-Encoding"]; len(encodings) > 1 || len(encodings) == 1 && !strings.EqualFold(encodings[0], "chunked") {
+	q.Host = host
+	if err := f.check(); err != nil {
+		if f.foreign {
 			return http.StatusNotImplemented, err
 		}
 		return http.StatusBadRequest, err
@@ -129,12 +140,11 @@ func (r *request) parse(head []byte) (status int, err error) {
 	if old && f.chunked {
 		return http.StatusBadRequest, errMalformed
 	}
-	u, err := parseTarget(method, target)
+	u, err := r.parseTarget(method, target)
 	if err != nil {
 		return http.StatusBadRequest, err
 	}
-	expectations, expects := r.header["Expect"]
-	if expects && !hasToken(expectations, "100-continue") {
+	if unheard {
 		return http.StatusExpectationFailed, errMalformed
 	}
 	if f.chunked {
@@ -150,13 +160,11 @@ func (r *request) parse(head []byte) (status int, err error) {
 	if u.Host != "" {
 		q.Host = u.Host
 	}
-	delete(r.header, "Host")
-	q.Close = old || hasToken(r.header["Connection"], "close")
+	q.Close = closing
 	q.ContentLength = max(f.length, 0)
 	if f.chunked {
 		q.ContentLength = -1
 		q.TransferEncoding = []string{"chunked"}
-		delete(r.header, "Transfer-Encoding")
 	}
 	r.body.reset(&r.conn.in, f, false)
 	if !r.body.done {
@@ -191,8 +199,23 @@ func (r *request) announced() error {
 	return nil
 }
 
+// room is for a value of the header.
+func (r *request) room() []string {
+	if r.used == len(r.values) {
+		return make([]string, 1)
+	}
+	at := r.used
+	r.used++
+	return r.values[at : at+1 : at+1]
+}
+
 // parseTarget reads a target as net/http does. Handlers that care take RequestURI, which is the target byte for byte.
-func parseTarget(method, target string) (*url.URL, error) {
+func (r *request) parseTarget(method, target string) (*url.URL, error) {
+	path, query, asks := strings.Cut(target, "?")
+	if target[0] == '/' && all(path, isPath) {
+		r.url = url.URL{Path: path, RawQuery: query, ForceQuery: asks && query == ""}
+		return &r.url, nil
+	}
 	if method == http.MethodConnect && target[0] != '/' {
 		u, err := url.ParseRequestURI("http://" + target)
 		if err != nil {

@@ -22,6 +22,7 @@ type response struct {
 	nobody  bool  // HEAD, 204, 304
 	chunked bool
 	closing bool // the connection ends with this answer
+	dated   bool // it has a Date
 	headed  bool // out begins with the head, or it is sent
 	failure error
 	pieces  [2][]byte
@@ -43,7 +44,7 @@ func (w *response) reset() {
 	clear(w.passed)
 	w.passed = w.passed[:0]
 	w.out, w.status, w.length, w.sent, w.failure = w.out[:0], 0, -1, 0, nil
-	w.nobody, w.chunked, w.closing, w.headed, w.begun = false, false, false, false, false
+	w.nobody, w.chunked, w.closing, w.dated, w.headed, w.begun = false, false, false, false, false, false
 }
 
 func (w *response) Header() http.Header { return w.header }
@@ -73,15 +74,20 @@ func (w *response) WriteHeader(status int) {
 	w.begun = true
 	w.mu.Unlock()
 	w.nobody = w.conn.request.Method == http.MethodHead || status == http.StatusNoContent || status == http.StatusNotModified
-	var room [2]string
-	lengths := append(room[:0], w.header["Content-Length"]...)
+	if status == http.StatusNoContent || status == http.StatusNotModified {
+		return
+	}
+	told, value := 0, ""
+	for _, value = range w.header["Content-Length"] {
+		told++
+	}
 	for i := range w.passed {
 		if w.passed[i].Name == "Content-Length" {
-			lengths = append(lengths, w.passed[i].Value)
+			told, value = told+1, w.passed[i].Value
 		}
 	}
-	if len(lengths) == 1 && status != http.StatusNoContent && status != http.StatusNotModified {
-		if n, err := length(lengths[0]); err == nil {
+	if told == 1 {
+		if n, err := length(value); err == nil {
 			w.length = n
 		}
 	}
@@ -102,40 +108,23 @@ func (w *response) goOn() error {
 func (w *response) head(whole int64) {
 	w.headed = true
 	b := append(w.out[:0], "HTTP/1.1 "...)
-	b = strconv.AppendInt(b, int64(w.status), 10)
-	b = append(b, ' ')
-	b = append(b, http.StatusText(w.status)...)
-	b = append(b, "\r\n"...)
-	dated := false
-	field := func(name, value string) {
-		switch name {
-		case "Connection":
-			w.closing = w.closing || hasToken([]string{value}, "close")
-			return
-		case "Transfer-Encoding", "Content-Length", "Keep-Alive", "Upgrade":
-			return
-		case "Content-Type":
-			if w.status == http.StatusNotModified {
-				return
-			}
-		case "Date":
-			dated = true
-		}
-		if next, ok := appendField(b, name, value); ok {
-			b = next
-		} else if all(name, isToken) && name != "" {
-			b, _ = appendField(b, name, harmless(value))
-		}
+	if w.status == http.StatusOK {
+		b = append(b, "200 OK\r\n"...)
+	} else {
+		b = strconv.AppendInt(b, int64(w.status), 10)
+		b = append(b, ' ')
+		b = append(b, http.StatusText(w.status)...)
+		b = append(b, "\r\n"...)
 	}
 	for name, values := range w.header {
 		for _, value := range values {
-			field(name, value)
+			b = w.field(b, name, value)
 		}
 	}
 	for i := range w.passed {
-		field(w.passed[i].Name, w.passed[i].Value)
+		b = w.field(b, w.passed[i].Name, w.passed[i].Value)
 	}
-	if !dated {
+	if !w.dated {
 		b = append(b, "Date: "...)
 		b = append(b, date()...)
 		b = append(b, "\r\n"...)
@@ -167,6 +156,28 @@ func (w *response) head(whole int64) {
 		b = append(b, "Connection: close\r\n"...)
 	}
 	w.out = append(b, "\r\n"...)
+}
+
+// field writes a field that the handler gave, but for those that are the connection's and this package's to write.
+func (w *response) field(b []byte, name, value string) []byte {
+	switch name {
+	case "Connection":
+		w.closing = w.closing || hasToken(value, "close")
+		return b
+	case "Transfer-Encoding", "Content-Length", "Keep-Alive", "Upgrade":
+		return b
+	case "Content-Type":
+		if w.status == http.StatusNotModified {
+			return b
+		}
+	case "Date":
+		w.dated = true
+	}
+	b, ok := appendField(b, name, value)
+	if !ok && isName(name) {
+		b, _ = appendField(b, name, harmless(value))
+	}
+	return b
 }
 
 // harmless is a value without what would end its line.

@@ -62,6 +62,7 @@ var requests = map[string]string{
 	"bad method":        "G@T / HTTP/1.1\r\nHost: h\r\n\r\n",
 	"bad escape":        "GET /%zz HTTP/1.1\r\nHost: h\r\n\r\n",
 	"empty line first":  "\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n",
+	"last expecting":    "PUT / HTTP/1.1\r\nHost: h\r\nExpect: a pony\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\nhello",
 	"unknown expecting": "PUT / HTTP/1.1\r\nHost: h\r\nExpect: a pony\r\nContent-Length: 5\r\n\r\nhello",
 	"bad chunk":         "PUT / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nx\r\nhello\r\n0\r\n\r\n",
 	"pipelined":         "GET /1 HTTP/1.1\r\nHost: h\r\n\r\nPUT /2 HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nxGET /3 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\nGET /4 HTTP/1.1\r\n\r\n",
@@ -122,6 +123,7 @@ func TestAmbiguousRequests(t *testing.T) {
 		"old chunks":        "PUT / HTTP/1.0\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 		"long":              "GET / HTTP/1.1\r\nHost: h\r\nA: " + strings.Repeat("a", 80<<10) + "\r\n\r\n",
 		"tab for space":     "GET\t/ HTTP/1.1\r\nHost: h\r\n\r\n",
+		"another wish":      "PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nExpect: 100-continue\r\nExpect: a pony\r\n\r\nhello",
 		"empty name":        "GET / HTTP/1.1\r\nHost: h\r\n: b\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -241,7 +243,6 @@ func TestResponses(t *testing.T) {
 	}
 }
 
-// A client that leaves ends its request's context; the next request on a connection is not ended by the last.
 // What is passed on is in an answer's room, which may be another's before the answer is sent.
 func TestPassIsACopy(t *testing.T) {
 	address := serve(t, func(w http.ResponseWriter, r *http.Request) {
@@ -258,6 +259,19 @@ func TestPassIsACopy(t *testing.T) {
 	}
 }
 
+// Two lengths of an answer's are none: it has the one that its body has.
+func TestTwoLengthsGiven(t *testing.T) {
+	address := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header()["Content-Length"] = []string{"5", "6"}
+		io.WriteString(w, "hello")
+	})
+	response, body, err := get(http.DefaultTransport, "GET", "http://"+address)
+	if err != nil || body != "hello" || response.ContentLength != 5 {
+		t.Errorf("%q of %d, %v", body, response.ContentLength, err)
+	}
+}
+
+// A client that leaves ends its request's context; the next request on a connection is not ended by the last.
 func TestClientLeaves(t *testing.T) {
 	arrived, ended := make(chan struct{}, 1), make(chan struct{}, 1)
 	both(t, func(w http.ResponseWriter, r *http.Request) {

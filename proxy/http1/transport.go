@@ -7,7 +7,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -110,7 +112,7 @@ func (t *Transport) Exchange(ctx context.Context, r *http.Request, room *Room) (
 		return nil, err
 	}
 	var small []byte
-	expect := hasBody(r) && hasToken(r.Header["Expect"], "100-continue")
+	expect := hasBody(r) && slices.ContainsFunc(r.Header["Expect"], func(list string) bool { return hasToken(list, "100-continue") })
 	if hasBody(r) && !expect && r.ContentLength <= smallBody {
 		buf := copyBuffers.Get().(*[]byte)
 		defer copyBuffers.Put(buf)
@@ -291,7 +293,10 @@ const smallBody = 16 << 10
 // exchange sends the request and reads the answer's head. untouched tells, beside an error, that no byte of an answer
 // had come and none of the body was read: nobody else then has anything of e, which is used again.
 func (l *link) exchange(ctx context.Context, e *exchange, r *http.Request, small []byte, expect bool) (_ *Answer, untouched bool, err error) {
-	*e = exchange{link: l}
+	if e.link != nil {
+		*e = exchange{} // else it is blank, and costs nothing
+	}
+	e.link = l
 	if err := e.hold(ctx); err != nil {
 		l.conn.Close()
 		return nil, true, err
@@ -379,17 +384,16 @@ func (l *link) write(whole bool) error {
 
 // appendRequest writes a head. https://www.rfc-editor.org/rfc/rfc9112#section-3
 func appendRequest(b []byte, r *http.Request) ([]byte, error) {
-	target := r.URL.RequestURI()
 	host := r.Host
 	if host == "" {
 		host = r.URL.Host
 	}
-	if target == "" || !all(target, isURI) || !all(host, isURI) {
-		return b, fmt.Errorf("http1: target %q of host %q", target, host)
-	}
 	b = append(b, r.Method...)
 	b = append(b, ' ')
-	b = append(b, target...)
+	b, ok := appendTarget(b, r.URL)
+	if !ok || !all(host, isURI) {
+		return b, fmt.Errorf("http1: target %q of host %q", r.URL.RequestURI(), host)
+	}
 	b = append(b, " HTTP/1.1\r\nHost: "...)
 	b = append(b, host...)
 	b = append(b, "\r\n"...)
@@ -408,13 +412,26 @@ func appendRequest(b []byte, r *http.Request) ([]byte, error) {
 			continue
 		}
 		for _, value := range values {
-			var ok bool
 			if b, ok = appendField(b, name, value); !ok {
 				return b, fmt.Errorf("http1: header %q cannot be sent", name)
 			}
 		}
 	}
 	return append(b, "\r\n"...), nil
+}
+
+// appendTarget writes u.RequestURI(), or refuses what would end it for another reader. Where nothing of the path can be
+// spelled in two ways, it is not looked at as often as net/url does.
+func appendTarget(b []byte, u *url.URL) ([]byte, bool) {
+	if u.Opaque != "" || u.Path == "" || u.RawPath != u.Path || !all(u.Path, isPath) {
+		target := u.RequestURI()
+		return append(b, target...), target != "" && all(target, isURI)
+	}
+	b = append(b, u.Path...)
+	if u.ForceQuery || u.RawQuery != "" {
+		b = append(append(b, '?'), u.RawQuery...)
+	}
+	return b, all(u.RawQuery, isURI)
 }
 
 // readBody reads a small body whole, and holds it to its length. It does so before there is a connection: a client that
@@ -472,7 +489,7 @@ func (l *link) await100() (wanted bool, err error) {
 			return false, nil
 		}
 		_ = l.conn.SetReadDeadline(time.Now().Add(timeout))
-		if _, err := l.in.head(); err != nil {
+		if _, _, err := l.in.head(""); err != nil {
 			return false, err
 		}
 		if status == "100" {
@@ -565,11 +582,11 @@ func (e *exchange) release() bool {
 // answer reads the head of the final answer. https://www.rfc-editor.org/rfc/rfc9112#section-4
 func (l *link) answer(e *exchange, r *http.Request) (*Answer, error) {
 	for skipped := 0; ; skipped++ {
-		head, err := l.in.head()
+		head, same, err := l.in.head(l.heads.whole)
 		if err != nil {
 			return nil, err
 		}
-		text := l.heads.begin(head)
+		text := l.heads.begin(head, same)
 		if len(text) < len("HTTP/1.1 200") || text[:7] != "HTTP/1." || text[7] != '1' && text[7] != '0' || text[8] != ' ' {
 			return nil, fmt.Errorf("status line: %w", errMalformed)
 		}
@@ -588,24 +605,25 @@ func (l *link) answer(e *exchange, r *http.Request) (*Answer, error) {
 			return nil, fmt.Errorf("status line: %w", errMalformed)
 		}
 		a := &e.answer
-		*a = Answer{StatusCode: status, Status: line, Fields: e.fields[:0], Body: e}
-		var room [3][2]string
-		lengths, encodings, connection := room[0][:0], room[1][:0], room[2][:0]
+		*a = Answer{StatusCode: status, Status: line, Body: e, old: text[7] == '0'}
+		a.close = a.old
+		fields := e.fields[:0]
+		f := framing{length: -1}
 		for l.heads.more() {
-			f, err := l.heads.next()
+			field, err := l.heads.next()
 			if err != nil {
 				return nil, err
 			}
-			switch f.Name {
+			switch field.Name {
 			case "Content-Length":
-				lengths = append(lengths, f.Value)
+				f.takeLength(field.Value)
 			case "Transfer-Encoding":
-				encodings = append(encodings, f.Value)
+				f.takeEncoding(field.Value)
 				continue // it is told by chunked
 			case "Connection":
-				connection = append(connection, f.Value)
+				a.close = a.close || hasToken(field.Value, "close")
 			}
-			a.Fields = append(a.Fields, f)
+			fields = append(fields, field)
 		}
 		if status < 200 {
 			if status == http.StatusSwitchingProtocols || skipped == 5 {
@@ -613,15 +631,13 @@ func (l *link) answer(e *exchange, r *http.Request) (*Answer, error) {
 			}
 			continue
 		}
-		f, err := frame(lengths, encodings)
-		if err != nil {
+		if err := f.check(); err != nil {
 			return nil, err
 		}
-		a.ContentLength, a.chunked, a.old = f.length, f.chunked, text[7] == '0'
+		a.Fields, a.ContentLength, a.chunked = fields, f.length, f.chunked
 		if a.old && f.chunked {
 			return nil, errMalformed
 		}
-		a.close = a.old || hasToken(connection, "close")
 		if r.Method == http.MethodHead || status == http.StatusNoContent || status == http.StatusNotModified {
 			if r.Method != http.MethodHead {
 				a.ContentLength = 0
