@@ -1,6 +1,9 @@
 package s3wire
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // Access is one thing an operation needs: an IAM action on a bucket, and on a key where it has one.
 type Access struct {
@@ -15,10 +18,13 @@ type Access struct {
 //
 // The keys of DeleteObjects come with its body: DeleteAccesses tells what they need, and what is returned here, on
 // the bucket and no key, only keeps a caller that forgets it from needing nothing.
-func (op *Operation) Accesses() []Access {
+func (op *Operation) Accesses() []Access { return op.AppendAccesses(nil) }
+
+// AppendAccesses is Accesses for who has room for them. accesses MUST be empty.
+func (op *Operation) AppendAccesses(accesses []Access) []Access {
 	e := op.row()
 	if e == nil {
-		return []Access{{Action: "s3:*", Bucket: op.Bucket, Key: op.Key, VersionID: op.VersionID}} // not of Parse's making
+		return append(accesses, Access{Action: "s3:*", Bucket: op.Bucket, Key: op.Key, VersionID: op.VersionID}) // not of Parse's making
 	}
 	actions := e.actions
 	if op.VersionID != "" {
@@ -28,7 +34,7 @@ func (op *Operation) Accesses() []Access {
 	if op.Source != nil || len(op.headers) > 0 {
 		room += 3
 	}
-	accesses := make([]Access, 0, room)
+	accesses = slices.Grow(accesses, room)
 	if s := op.Source; s != nil {
 		read := Access{Action: "s3:GetObject", Bucket: s.Bucket, Key: s.Key, VersionID: s.VersionID}
 		if s.VersionID != "" {

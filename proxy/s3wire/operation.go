@@ -58,11 +58,11 @@ var none = map[string]string{}
 
 // PolicyQuery is the query as policy may see it: the parameters of the table, by name. Never nil, and only to be read.
 func (op *Operation) PolicyQuery() map[string]string {
-	var buf [maxParams]param
-	params := op.allParams(buf[:0])
-	if len(params) == 0 {
+	if op.bare() {
 		return none
 	}
+	var buf [maxParams]param
+	params := op.allParams(buf[:0])
 	query := make(map[string]string, len(params))
 	for _, p := range params {
 		query[paramNames[p.id].name] = p.value

@@ -9,6 +9,11 @@ import (
 // maxParams is more than any operation has parameters.
 const maxParams = 16
 
+// bare tells that the operation is sent without a query.
+func (op *Operation) bare() bool {
+	return len(op.row().flags) == 0 && len(op.params) == 0 && op.Prefix == "" && op.Delimiter == "" && op.VersionID == ""
+}
+
 // allParams is every query parameter of the operation, in order.
 func (op *Operation) allParams(params []param) []param {
 	e := op.row()
@@ -45,40 +50,30 @@ func (op *Operation) WriteURL(u, endpoint *url.URL, pathStyle bool) {
 		rawBase = strings.TrimSuffix(endpoint.EscapedPath(), "/")
 	}
 
-	var room [256]byte
-	b := append(room[:0], rawBase...)
-	b = append(b, '/')
-	plain := len(b) // what of the path is without the key
-	if op.Bucket != "" {
-		if !pathStyle && isHostLabel(op.Bucket) && !strings.HasPrefix(op.Key, "/") {
-			u.Host = op.Bucket + "." + endpoint.Host
-		} else {
-			b = append(b, op.Bucket...)
-			plain = len(b)
-			if op.Key != "" {
-				b = append(b, '/')
-				plain++
-			}
-		}
-		b = appendPath(b, op.Key)
+	bucket, slash, key := op.Bucket, "", op.Key
+	switch {
+	case bucket == "":
+		key = ""
+	case !pathStyle && isHostLabel(bucket) && !strings.HasPrefix(key, "/"):
+		u.Host = bucket + "." + endpoint.Host
+		bucket = ""
+	case key != "":
+		slash = "/"
 	}
-	u.RawPath = string(b)
-	if rawBase == base && u.RawPath[plain:] == op.Key {
-		u.Path = u.RawPath
-	} else {
-		u.Path = base + u.RawPath[len(rawBase):plain] + op.Key
+	escaped := escapePath(key)
+	u.RawPath = rawBase + "/" + bucket + slash + escaped
+	u.Path = u.RawPath
+	if rawBase != base || escaped != key {
+		u.Path = base + "/" + bucket + slash + key
 	}
 }
 
 func (op *Operation) rawQuery() string {
-	if op.Preflight() {
+	if op.Preflight() || op.bare() {
 		return ""
 	}
 	var buf [maxParams]param
 	params := op.allParams(buf[:0])
-	if len(params) == 0 {
-		return ""
-	}
 	b := make([]byte, 0, 64)
 	for _, p := range params {
 		if len(b) > 0 {
@@ -129,6 +124,17 @@ var digest = func() (s headerSet) {
 	}
 	return s
 }()
+
+// escapePath is s as appendPath writes it: nearly always s itself.
+func escapePath(s string) string {
+	for i := 0; i < len(s); i++ {
+		if c := s[i]; c != '/' && !isUnreserved[c] {
+			var room [256]byte
+			return string(appendPath(room[:0], s))
+		}
+	}
+	return s
+}
 
 // appendPath escapes as SigV4 wants a path: all but unreserved characters and the slash.
 func appendPath(b []byte, s string) []byte {
