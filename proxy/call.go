@@ -61,6 +61,7 @@ type call struct {
 		header   http.Header // out's
 		url      url.URL
 		exchange http1.Room
+		moved    func(int) error // the call's method
 	}
 
 	upload    atomic.Pointer[upload] // the body as it goes to the backend
@@ -90,15 +91,14 @@ func newCall(p *Proxy) *call {
 func (c *call) begin(w http.ResponseWriter, r *http.Request, start time.Time) {
 	p := c.proxy
 	c.in, c.start = r, start
-	c.answer.ResponseWriter = w
 	c.scope.Begin(r.Context())
 	c.ctx, c.out = &c.scope, &c.answer
 	c.event.Host = r.Host
 	c.event.UserAgent = r.UserAgent()
 	c.event.SourceIP = p.sourceIP(r)
-	c.event.Outcome = audit.Failed                               // until something better is known
-	c.event.Decision.PolicyRevision = p.Policy.Revision()        // until policy is asked: the one it would have been asked of
-	c.out.Header()["X-Sluice-Request-Id"] = []string{c.event.ID} // not of room: the header may outlive the call
+	c.event.Outcome = audit.Failed                        // until something better is known
+	c.event.Decision.PolicyRevision = p.Policy.Revision() // until policy is asked: the one it would have been asked of
+	c.out.begin(w, c.event.ID)
 	c.out.progress = &c.progress
 	c.among = p.Telemetry.inFlight.Add(1)
 	c.startSpan()
@@ -155,6 +155,7 @@ const (
 var retired = sync.Pool{New: func() any {
 	c := new(call)
 	c.room.header = make(http.Header, usualRoom)
+	c.room.moved = c.moved
 	return c
 }}
 
@@ -179,8 +180,9 @@ func (c *call) blank() {
 		header = make(http.Header, usualRoom)
 	}
 	clear(header)
+	moved := c.room.moved
 	*c = call{}
-	c.room.header = header
+	c.room.header, c.room.moved = header, moved
 	retired.Put(c)
 }
 
@@ -602,9 +604,12 @@ func (u *upload) err() error {
 	return nil
 }
 
-// response counts what goes to the client.
+// response counts what goes to the client, and tells it the event's id.
 type response struct {
 	http.ResponseWriter
+	direct   passer
+	id       string
+	own      [1]http1.Field
 	status   int
 	bytes    int64
 	begun    atomic.Bool
@@ -612,12 +617,27 @@ type response struct {
 	passed   []string // names in the header that pass put there
 }
 
+// passer is http1's: see there.
+type passer interface{ Pass(http1.Fields) }
+
+const idField = "X-Sluice-Request-Id"
+
+func (w *response) begin(to http.ResponseWriter, id string) {
+	w.ResponseWriter, w.id = to, id
+	if w.direct, _ = to.(passer); w.direct != nil {
+		w.pass(w.own[:0])
+		return
+	}
+	w.Header()[idField] = []string{id} // not of room: the header may outlive the call
+}
+
 func (w *response) started() bool { return w.status != 0 }
 
-// pass has fields of a backend's answer go to the client; again, to take back what it was told.
+// pass has fields of a backend's answer go to the client; again, to take back what it was told. What there is room for
+// behind the fields is written to.
 func (w *response) pass(fields http1.Fields) {
-	if direct, ok := w.ResponseWriter.(interface{ Pass(http1.Fields) }); ok {
-		direct.Pass(fields)
+	if w.direct != nil {
+		w.direct.Pass(append(fields, http1.Field{Name: idField, Value: w.id}))
 		return
 	}
 	h := w.Header()

@@ -22,7 +22,7 @@ func Unblank(n int) (left []string) {
 		if len(c.room.header) > 0 {
 			left = append(left, fmt.Sprint("header: ", c.room.header))
 		}
-		c.room.header = nil
+		c.room.header, c.room.moved = nil, nil
 		for i, v := 0, reflect.ValueOf(c).Elem(); i < v.NumField(); i++ {
 			if !v.Field(i).IsZero() {
 				left = append(left, v.Type().Field(i).Name)

@@ -214,16 +214,18 @@ func (c *call) stream(from io.Reader, flush bool) error {
 	if flush {
 		return c.trickle(from)
 	}
-	_, err := http1.Copy(c.out.ResponseWriter, from, func(n int) error {
-		c.out.bytes += int64(n)
-		c.progress.Add(1)
-		return c.pace(n)
-	})
-	var write *http1.WriteError
-	if errors.As(err, &write) {
+	_, err := http1.Copy(c.out.ResponseWriter, from, c.room.moved)
+	if write, ok := errors.AsType[*http1.WriteError](err); ok {
 		return &clientGone{write.Err}
 	}
 	return c.cutShort(err)
+}
+
+// moved counts n bytes more that the client has got, and holds them to the session's rate.
+func (c *call) moved(n int) error {
+	c.out.bytes += int64(n)
+	c.progress.Add(1)
+	return c.pace(n)
 }
 
 // cutShort tells who is to blame for a body that did not come whole from the backend.

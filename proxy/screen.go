@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"regexp"
-	"slices"
 	"strings"
 
 	"github.com/sluice-s3/sluice/proxy/http1"
@@ -30,7 +29,15 @@ func RefusesProxy(code string) bool { return aboutUs[code] }
 // passable is what of a backend's fields the client may see.
 func (c *call) passable(fields http1.Fields) http1.Fields {
 	secrets := c.secrets()
-	return slices.DeleteFunc(endToEnd(fields), func(f http1.Field) bool { return containsAny(f.Value, secrets) })
+	fields = endToEnd(fields)
+	kept := fields[:0]
+	for _, f := range fields {
+		if !containsAny(f.Value, secrets) {
+			kept = append(kept, f)
+		}
+	}
+	clear(fields[len(kept):])
+	return kept
 }
 
 // secrets are what the request to the backend was signed with, each by a piece of it that is its own and that no quoting
@@ -79,7 +86,7 @@ func isAlphanumeric(c byte) bool {
 
 func containsAny(text string, secrets [2]string) bool {
 	for _, secret := range secrets {
-		if secret != "" && strings.Contains(text, secret) {
+		if secret != "" && len(text) >= len(secret) && strings.Contains(text, secret) {
 			return true
 		}
 	}
