@@ -63,14 +63,32 @@ func newEncoder(c Config) *encoder {
 // append encodes all of ev but Schema, Seq and Prev: the same JSON that encoding/json would give, without
 // escaping for HTML, with empty lists rather than null, and with microseconds.
 func (e *encoder) append(b []byte, ev *Event) []byte {
+	b, _ = e.appendParts(b, ev)
+	return b
+}
+
+// parts are where in a body there begin how long it took, what was asked and decided, and how it ended.
+type parts struct{ took, asked, ended int }
+
+// appendParts is append, and tells where the parts are.
+func (e *encoder) appendParts(b []byte, ev *Event) (body []byte, at parts) {
 	var scrub redaction
 	if len(e.hash)+len(e.drop) > 0 {
 		scrub = e.redact(ev)
 	}
 	b = appendText(append(b, `"id":"`...), ev.ID)
 	b = appendTime(append(b, `,"time":"`...), ev.Time)
-	b = appendFloat(append(b, `","duration_ms":`...), ev.DurationMS)
+	b = append(b, `","duration_ms":`...)
+	at.took = len(b)
+	b = appendFloat(b, ev.DurationMS)
+	at.asked = len(b)
+	b = e.appendAsked(b, ev, &scrub)
+	at.ended = len(b)
+	return appendEnded(b, ev, &scrub), at
+}
 
+// appendAsked encodes who asked for what, and what was decided.
+func (e *encoder) appendAsked(b []byte, ev *Event, scrub *redaction) []byte {
 	b = append(b, `,"identity":`...)
 	if kept := ev.Identity.kept; kept != nil && kept.by == e {
 		b = append(b, kept.encoded...)
@@ -114,7 +132,10 @@ func (e *encoder) append(b []byte, ev *Event) []byte {
 	b = appendText(append(b, `,"policy_revision":"`...), ev.Decision.PolicyRevision)
 	b = appendRaw(append(b, `,"shadow":`...), scrub.raw(ev.Decision.Shadow))
 
-	b = appendText(append(b, `},"backend":{"name":"`...), ev.Backend.Name)
+	return appendText(append(b, `},"backend":{"name":"`...), ev.Backend.Name)
+}
+
+func appendEnded(b []byte, ev *Event, scrub *redaction) []byte {
 	b = strconv.AppendInt(append(b, `,"status":`...), int64(ev.Backend.Status), 10)
 	b = appendText(append(b, `,"request_id":"`...), ev.Backend.RequestID)
 
@@ -124,6 +145,46 @@ func (e *encoder) append(b []byte, ev *Event) []byte {
 	b = strconv.AppendInt(append(b, `,"bytes_in":`...), ev.BytesIn, 10)
 	b = strconv.AppendInt(append(b, `,"bytes_out":`...), ev.BytesOut, 10)
 	return appendText(append(b, `,"trace_id":"`...), ev.TraceID)
+}
+
+// settled is what comes before the last part, but for the duration, of an event without reasons, a shadow decision, or more
+// than one access.
+type settled struct {
+	id       string
+	time     time.Time
+	identity *keptIdentity
+
+	sourceIP, userAgent, host, operation, bucket, key, versionID, backend string
+
+	access Access
+	allow  bool
+
+	role, policyRevision string
+}
+
+// settle takes down what ev holds; false = there is more to it than settled has.
+func (e *encoder) settle(s *settled, ev *Event) bool {
+	d := &ev.Decision
+	if ev.Identity.kept == nil || len(ev.Accesses) != 1 || len(d.Reasons)+len(d.Shadow)+len(e.hash)+len(e.drop) != 0 {
+		*s = settled{}
+		return false
+	}
+	s.id, s.time, s.identity = ev.ID, ev.Time, ev.Identity.kept
+	s.sourceIP, s.userAgent, s.host, s.operation = ev.SourceIP, ev.UserAgent, ev.Host, ev.Operation
+	s.bucket, s.key, s.versionID, s.backend = ev.Bucket, ev.Key, ev.VersionID, ev.Backend.Name
+	s.access, s.role, s.policyRevision, s.allow = ev.Accesses[0], d.Role, d.PolicyRevision, d.Allow
+	return true
+}
+
+// end makes b, an earlier body of ev, how long it took and how it ended. The rest MUST be as it was, and settled.
+func (e *encoder) end(b []byte, at parts, ev *Event) []byte {
+	var room [32]byte
+	took := appendFloat(room[:0], ev.DurationMS)
+	asked := b[at.asked:at.ended]
+	b = slices.Grow(b, len(took))[:at.took+len(took)+len(asked)]
+	copy(b[at.took+len(took):], asked)
+	copy(b[at.took:], took)
+	return appendEnded(b, ev, &redaction{})
 }
 
 func (e *encoder) appendIdentity(b []byte, id *Identity) []byte {

@@ -3,6 +3,9 @@ package audit
 import (
 	"bytes"
 	"encoding/json"
+	"os"
+	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -186,6 +189,109 @@ func TestAKeptIdentityIsWrittenAsAnyOther(t *testing.T) {
 	}
 }
 
+// What an event learns after it was journalled is in its line, whatever it is.
+func TestALineHasWhatChangedAfterTheJournal(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	log, err := Open(t.Context(), Config{File: &File{Path: path}, Claims: []string{"email"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want [][]byte
+	request := func(change func(ev *Event)) {
+		t.Helper()
+		r, err := log.Begin(time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, begun := r.Event.ID, r.Event.Time
+		r.Event = typicalEvent()
+		r.Event.ID, r.Event.Time, r.Event.DurationMS = id, begun, 0
+		r.Event.Identity = log.Keep(r.Event.Identity)
+		if err := r.Journal(); err != nil {
+			t.Fatal(err)
+		}
+		change(&r.Event)
+		r.Commit()
+		want = append(want, log.encoder.append(nil, &r.Event))
+	}
+	request(func(ev *Event) {})
+	request(func(ev *Event) { ev.DurationMS, ev.Status, ev.BytesOut, ev.TraceID = 12345.678, 206, 1<<40, "" })
+	request(func(ev *Event) { ev.Identity = log.Keep(Identity{Subject: "another"}) })
+	request(func(ev *Event) { ev.Identity = Identity{Subject: "another"} })
+	request(func(ev *Event) { ev.Accesses[0].Allow = false })
+	request(func(ev *Event) { ev.Accesses = append(ev.Accesses, Access{Action: "s3:PutObject"}) })
+	request(func(ev *Event) { ev.Accesses = nil })
+	request(func(ev *Event) { ev.Decision.Reasons = []string{"revoked"} })
+	request(func(ev *Event) { ev.Decision.Shadow = json.RawMessage(`{"allow":true}`) })
+	// Each text and number for itself.
+	for i := 0; ; i++ {
+		n := 0
+		request(func(ev *Event) {
+			n = i
+			changeNth(reflect.ValueOf(ev).Elem(), &n)
+		})
+		if n >= 0 {
+			break
+		}
+	}
+	if len(want) < 36 {
+		t.Errorf("%d requests: fields were not found", len(want))
+	}
+	if err := log.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, line := range bytes.Split(bytes.TrimSuffix(raw, []byte("\n")), []byte("\n")) {
+		if i >= len(want) || !bytes.Contains(line, append(append([]byte{','}, want[i]...), linePrev...)) {
+			t.Errorf("%s\nwant\n%s", line, want[min(i, len(want)-1)])
+		}
+	}
+}
+
+// changeNth changes the nth text, number or boolean in v; n is negative then.
+func changeNth(v reflect.Value, n *int) {
+	switch v.Kind() {
+	case reflect.Struct:
+		for i := range v.NumField() {
+			// Commit has the id from Begin, and nothing may be changed of an identity that was kept.
+			if f := v.Type().Field(i); !f.IsExported() || v.Type() == reflect.TypeFor[Event]() && (f.Name == "ID" || f.Name == "Identity") {
+				continue
+			}
+			if changeNth(v.Field(i), n); *n < 0 {
+				return
+			}
+		}
+		return
+	case reflect.Slice:
+		for i := range v.Len() {
+			if changeNth(v.Index(i), n); *n < 0 {
+				return
+			}
+		}
+		return
+	case reflect.Map:
+		return
+	}
+	if *n--; *n >= 0 {
+		return
+	}
+	switch {
+	case v.Kind() == reflect.String:
+		v.SetString(v.String() + "!")
+	case v.Kind() == reflect.Bool:
+		v.SetBool(!v.Bool())
+	case v.CanInt():
+		v.SetInt(v.Int() + 1)
+	case v.CanUint():
+		v.SetUint(v.Uint() + 1)
+	case v.CanFloat():
+		v.SetFloat(v.Float() + 1)
+	}
+}
+
 func TestRedactedKeysAppearNowhere(t *testing.T) {
 	ev := fullEvent()
 	secret := `private/"alice"/x.txt`
@@ -268,12 +374,32 @@ func TestShadowCannotBreakTheLine(t *testing.T) {
 func BenchmarkEncode(b *testing.B) {
 	ev, e := typicalEvent(), newEncoder(Config{})
 	ev.Identity = (&Log{encoder: e}).Keep(ev.Identity)
-	b.ReportAllocs()
-	var buf []byte
-	for b.Loop() {
-		buf = e.append(buf[:0], &ev)
-	}
-	b.SetBytes(int64(len(buf)))
+	b.Run("journal", func(b *testing.B) {
+		b.ReportAllocs()
+		var buf []byte
+		var was settled
+		for b.Loop() {
+			buf, _ = e.appendParts(buf[:0], &ev)
+			e.settle(&was, &ev)
+		}
+		b.SetBytes(int64(len(buf)))
+	})
+	b.Run("commit", func(b *testing.B) {
+		b.ReportAllocs()
+		begun, buf := ev, []byte(nil)
+		begun.DurationMS = 0
+		journalled, at := e.appendParts(nil, &begun)
+		var was, now settled
+		e.settle(&was, &ev)
+		for b.Loop() {
+			buf = append(buf[:0], journalled...)
+			if !e.settle(&now, &ev) || now != was {
+				b.Fatal("it has changed")
+			}
+			buf = e.end(buf, at, &ev)
+		}
+		b.SetBytes(int64(len(buf)))
+	})
 }
 
 // typicalEvent is a GetObject as most are.

@@ -247,6 +247,10 @@ type Record struct {
 	log  *Log
 	slot *slot // nil once committed, or where on_failure is continue and there was no room
 	over bool
+
+	// Of the body that was journalled: slot has it.
+	settled settled
+	parts   parts
 }
 
 // Keep is id with its part of the line encoded, for who has many requests of one identity. What is returned may be copied
@@ -273,7 +277,8 @@ func (r *Record) Journal() error {
 	if message == "" {
 		r.Event.Error = interruptedError
 	}
-	s.entry = l.encoder.append(s.entry[:entryHeader], &r.Event)
+	s.entry, r.parts = l.encoder.appendParts(s.entry[:entryHeader], &r.Event)
+	l.encoder.settle(&r.settled, &r.Event)
 	r.Event.Outcome, r.Event.Error = outcome, message
 	err := l.journal.put(s, s.entry)
 	if err == nil {
@@ -322,7 +327,13 @@ func (r *Record) Commit() {
 	if ev.Outcome == "" {
 		ev.Outcome = Failed // nobody came to say how it ended
 	}
-	s.entry = l.encoder.append(s.entry[:entryHeader], ev)
+	// Between the two most events learn no more than how they end.
+	var now settled
+	if l.encoder.settle(&now, ev) && now == r.settled {
+		s.entry = l.encoder.end(s.entry, r.parts, ev)
+	} else {
+		s.entry = l.encoder.append(s.entry[:entryHeader], ev)
+	}
 
 	l.mu.Lock()
 	if l.ended {
