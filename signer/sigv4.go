@@ -147,8 +147,7 @@ type scratch struct {
 }
 
 type field struct {
-	from, to int // in names
-	key      string
+	from, to uint32 // in names
 	values   []string
 }
 
@@ -167,18 +166,10 @@ func sign(req *http.Request, payloadHash string, c *credentials, region string, 
 	// One array for the four values. Nothing is shared between requests: others may write to what a header holds.
 	values := new([4]string)
 	values[0], values[1], values[2] = payloadHash, k.stamp(now), c.token
-	h := req.Header
-	h["X-Amz-Content-Sha256"] = values[0:1:1]
-	h["X-Amz-Date"] = values[1:2:2]
-	if c.token != "" {
-		h["X-Amz-Security-Token"] = values[2:3:3]
-	} else {
-		delete(h, "X-Amz-Security-Token")
-	}
 
 	s := scratches.Get().(*scratch)
 	defer s.release()
-	if err := s.collect(h, sentHost(req), req.ContentLength); err != nil {
+	if err := s.collect(req.Header, sentHost(req), req.ContentLength, values); err != nil {
 		return err
 	}
 
@@ -191,7 +182,7 @@ func sign(req *http.Request, payloadHash string, c *credentials, region string, 
 	}
 	for i := range s.fields {
 		f := &s.fields[i]
-		b = append(b, s.names[f.from:f.to]...)
+		b = append(b, s.name(f)...)
 		b = append(b, ':')
 		for i, v := range f.values {
 			if i > 0 {
@@ -223,8 +214,17 @@ func sign(req *http.Request, payloadHash string, c *credentials, region string, 
 	b = append(b, ", Signature="...)
 	b = hex.AppendEncode(b, signature)
 	values[3] = string(b)
-	h["Authorization"] = values[3:4:4]
 	s.text = b
+
+	h := req.Header
+	h["X-Amz-Content-Sha256"] = values[0:1:1]
+	h["X-Amz-Date"] = values[1:2:2]
+	if c.token != "" {
+		h["X-Amz-Security-Token"] = values[2:3:3]
+	} else {
+		delete(h, "X-Amz-Security-Token")
+	}
+	h["Authorization"] = values[3:4:4]
 	return nil
 }
 
@@ -239,11 +239,10 @@ func (s *scratch) release() {
 
 func (s *scratch) appendNames(b []byte) []byte {
 	for i := range s.fields {
-		f := &s.fields[i]
 		if i > 0 {
 			b = append(b, ';')
 		}
-		b = append(b, s.names[f.from:f.to]...)
+		b = append(b, s.name(&s.fields[i])...)
 	}
 	return b
 }
@@ -296,8 +295,8 @@ func unsigned(name []byte) bool {
 	return false
 }
 
-// collect lists the headers to sign, sorted by name.
-func (s *scratch) collect(h http.Header, host string, length int64) error {
+// collect lists the headers to sign, sorted by name: those of h, and of a signature the values of the first three.
+func (s *scratch) collect(h http.Header, host string, length int64, signature *[4]string) error {
 	s.names, s.fields = s.names[:0], s.fields[:0]
 	s.host[0] = host
 	s.add("host", s.host[:])
@@ -305,7 +304,16 @@ func (s *scratch) collect(h http.Header, host string, length int64) error {
 		s.length[0] = strconv.FormatInt(length, 10)
 		s.add("content-length", s.length[:])
 	}
+	s.add("x-amz-content-sha256", signature[0:1])
+	s.add("x-amz-date", signature[1:2])
+	if signature[2] != "" {
+		s.add("x-amz-security-token", signature[2:3])
+	}
 	for key, values := range h {
+		switch key {
+		case "Authorization", "X-Amz-Content-Sha256", "X-Amz-Date", "X-Amz-Security-Token":
+			continue // will be the signature's own
+		}
 		from := len(s.names)
 		for i := range len(key) {
 			c := key[i]
@@ -318,19 +326,18 @@ func (s *scratch) collect(h http.Header, host string, length int64) error {
 			s.names = s.names[:from]
 			continue
 		}
-		for _, v := range values {
-			if strings.IndexByte(v, '\n') >= 0 || strings.IndexByte(v, '\r') >= 0 {
-				return fmt.Errorf("header %s has a line break in it", key)
-			}
-		}
-		s.fields = append(s.fields, field{from, len(s.names), key, values})
+		s.fields = append(s.fields, field{uint32(from), uint32(len(s.names)), values})
 	}
-	slices.SortFunc(s.fields, func(a, b field) int {
-		return bytes.Compare(s.names[a.from:a.to], s.names[b.from:b.to])
-	})
-	for i := 1; i < len(s.fields); i++ {
-		if a, b := s.fields[i-1], s.fields[i]; bytes.Equal(s.names[a.from:a.to], s.names[b.from:b.to]) {
-			return fmt.Errorf("header %s is there in two spellings", a.key)
+	slices.SortFunc(s.fields, func(a, b field) int { return bytes.Compare(s.name(&a), s.name(&b)) })
+	for i := range s.fields {
+		f := &s.fields[i]
+		if i > 0 && bytes.Equal(s.name(&s.fields[i-1]), s.name(f)) {
+			return fmt.Errorf("header %s is there in two spellings", s.name(f))
+		}
+		for _, v := range f.values {
+			if strings.IndexByte(v, '\n') >= 0 || strings.IndexByte(v, '\r') >= 0 {
+				return fmt.Errorf("header %s has a line break in it", s.name(f))
+			}
 		}
 	}
 	return nil
@@ -339,8 +346,10 @@ func (s *scratch) collect(h http.Header, host string, length int64) error {
 func (s *scratch) add(name string, values []string) {
 	from := len(s.names)
 	s.names = append(s.names, name...)
-	s.fields = append(s.fields, field{from, len(s.names), name, values})
+	s.fields = append(s.fields, field{uint32(from), uint32(len(s.names)), values})
 }
+
+func (s *scratch) name(f *field) []byte { return s.names[f.from:f.to] }
 
 // appendTrimmed appends a header's value without spaces around it and with one for each run of them inside.
 func appendTrimmed(b []byte, v string) []byte {
