@@ -135,7 +135,7 @@ func (a *Authenticator) proveByToken(ctx context.Context, raw string) (*Proof, e
 	if err != nil {
 		return nil, err
 	}
-	return &Proof{Identity: id, ExpiresAt: id.Expires}, nil
+	return &id.proof, nil
 }
 
 // isOIDCToken tells a JWT from a sealed session token, which has no dots.

@@ -21,6 +21,7 @@ type Identity struct {
 	Attributes      Attributes
 
 	token   string // the OIDC token, for backends that use web_identity
+	proof   Proof  // that the token is
 	derived atomic.Pointer[derivation]
 	clean   atomic.Pointer[version] // of Revocations at which it was not revoked
 }
@@ -69,7 +70,7 @@ func (d *derivation) find(key any) *derivation {
 	return d
 }
 
-// Proof is what a request's credentials showed.
+// Proof is what a request's credentials showed. It is immutable: those of one token share it.
 type Proof struct {
 	Identity *Identity
 	Chunks   *ChunkSignatures // non-nil where the signature covers signed chunks
