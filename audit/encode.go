@@ -176,16 +176,19 @@ func (e *encoder) settle(s *settled, ev *Event) bool {
 	return true
 }
 
-// end makes b, an earlier body of ev, how long it took and how it ended. The rest MUST be as it was, and settled.
-func (e *encoder) end(b []byte, at parts, ev *Event) []byte {
-	var room [32]byte
+// end makes an earlier body of ev, from b[start] on, tell how long it took and how it ended. The rest MUST be as it was, and
+// settled. What is before a longer duration moves into the slack that MUST be before the body: all after it would be more.
+func (e *encoder) end(b []byte, start int, at parts, ev *Event) (body []byte, newStart int) {
+	var room [slack]byte
 	took := appendFloat(room[:0], ev.DurationMS)
-	asked := b[at.asked:at.ended]
-	b = slices.Grow(b, len(took))[:at.took+len(took)+len(asked)]
-	copy(b[at.took+len(took):], asked)
-	copy(b[at.took:], took)
-	return appendEnded(b, ev, &redaction{})
+	newStart = start - (len(took) - (at.asked - at.took))
+	copy(b[newStart:], b[start:at.took])
+	copy(b[at.asked-len(took):], took)
+	return appendEnded(b[:at.ended], ev, &redaction{}), newStart
 }
+
+// slack is more than a duration takes.
+const slack = 32
 
 func (e *encoder) appendIdentity(b []byte, id *Identity) []byte {
 	b = appendText(append(b, `{"issuer":"`...), id.Issuer)

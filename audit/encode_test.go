@@ -3,6 +3,7 @@ package audit
 import (
 	"bytes"
 	"encoding/json"
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -205,7 +206,7 @@ func TestALineHasWhatChangedAfterTheJournal(t *testing.T) {
 		}
 		id, begun := r.Event.ID, r.Event.Time
 		r.Event = typicalEvent()
-		r.Event.ID, r.Event.Time, r.Event.DurationMS = id, begun, 0
+		r.Event.ID, r.Event.Time, r.Event.DurationMS = id, begun, float64(len(want)%2)*1e9
 		r.Event.Identity = log.Keep(r.Event.Identity)
 		if err := r.Journal(); err != nil {
 			t.Fatal(err)
@@ -216,6 +217,10 @@ func TestALineHasWhatChangedAfterTheJournal(t *testing.T) {
 	}
 	request(func(ev *Event) {})
 	request(func(ev *Event) { ev.DurationMS, ev.Status, ev.BytesOut, ev.TraceID = 12345.678, 206, 1<<40, "" })
+	request(func(ev *Event) { ev.DurationMS = -math.MaxFloat64 })
+	for digits := range 19 {
+		request(func(ev *Event) { ev.DurationMS = -math.Pow10(digits) / 7000 })
+	}
 	request(func(ev *Event) { ev.Identity = log.Keep(Identity{Subject: "another"}) })
 	request(func(ev *Event) { ev.Identity = Identity{Subject: "another"} })
 	request(func(ev *Event) { ev.Accesses[0].Allow = false })
@@ -234,7 +239,7 @@ func TestALineHasWhatChangedAfterTheJournal(t *testing.T) {
 			break
 		}
 	}
-	if len(want) < 36 {
+	if len(want) < 56 {
 		t.Errorf("%d requests: fields were not found", len(want))
 	}
 	if err := log.Close(t.Context()); err != nil {
@@ -388,7 +393,7 @@ func BenchmarkEncode(b *testing.B) {
 		b.ReportAllocs()
 		begun, buf := ev, []byte(nil)
 		begun.DurationMS = 0
-		journalled, at := e.appendParts(nil, &begun)
+		journalled, at := e.appendParts(make([]byte, slack), &begun)
 		var was, now settled
 		e.settle(&was, &ev)
 		for b.Loop() {
@@ -396,7 +401,7 @@ func BenchmarkEncode(b *testing.B) {
 			if !e.settle(&now, &ev) || now != was {
 				b.Fatal("it has changed")
 			}
-			buf = e.end(buf, at, &ev)
+			buf, _ = e.end(buf, slack, at, &ev)
 		}
 		b.SetBytes(int64(len(buf)))
 	})

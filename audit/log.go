@@ -62,7 +62,8 @@ type counters struct {
 type slot struct {
 	index      int
 	id         string
-	entry      []byte // room for the journal's header, and the body of the line
+	room       []byte // slack, room for the journal's header, and the body of the line
+	begins     int    // where in room the body does
 	generation uint64 // of the newest journal entry
 	area       int    // that holds it: 1, 2, or 0 = there is none
 	spill      string // the file that holds it, where it is too large for the journal
@@ -71,7 +72,11 @@ type slot struct {
 	put        joined // while it is put in the journal
 }
 
-func (s *slot) body() []byte { return s.entry[entryHeader:] }
+// bodyStart is where a body begins at first.
+const bodyStart = slack + entryHeader
+
+func (s *slot) body() []byte  { return s.room[s.begins:] }
+func (s *slot) entry() []byte { return s.room[s.begins-entryHeader:] }
 
 // slotSet is the free slots, of which the lowest is taken first: those in use are few and lie close together, in memory as
 // in the journal.
@@ -87,7 +92,7 @@ func (f *slotSet) init(n int) {
 	f.free = make([]uint64, (n+63)/64)
 	for i := range f.all {
 		s := &f.all[i]
-		s.index, s.entry = i, make([]byte, entryHeader)
+		s.index, s.room = i, make([]byte, bodyStart)
 		f.give(s)
 	}
 }
@@ -277,10 +282,11 @@ func (r *Record) Journal() error {
 	if message == "" {
 		r.Event.Error = interruptedError
 	}
-	s.entry, r.parts = l.encoder.appendParts(s.entry[:entryHeader], &r.Event)
+	s.room, r.parts = l.encoder.appendParts(s.room[:bodyStart], &r.Event)
+	s.begins = bodyStart
 	l.encoder.settle(&r.settled, &r.Event)
 	r.Event.Outcome, r.Event.Error = outcome, message
-	err := l.journal.put(s, s.entry)
+	err := l.journal.put(s, s.entry())
 	if err == nil {
 		if l.journalBad.Load() != nil {
 			l.journalBad.Store(nil)
@@ -330,9 +336,9 @@ func (r *Record) Commit() {
 	// Between the two most events learn no more than how they end.
 	var now settled
 	if l.encoder.settle(&now, ev) && now == r.settled {
-		s.entry = l.encoder.end(s.entry, r.parts, ev)
+		s.room, s.begins = l.encoder.end(s.room, s.begins, r.parts, ev)
 	} else {
-		s.entry = l.encoder.append(s.entry[:entryHeader], ev)
+		s.room, s.begins = l.encoder.append(s.room[:bodyStart], ev), bodyStart
 	}
 
 	l.mu.Lock()

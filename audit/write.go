@@ -125,7 +125,7 @@ func (l *Log) fillBatch() bool {
 	l.mu.Lock()
 	size, n := 0, 0
 	for n < len(l.queue) && size < batchBytes {
-		size += len(l.queue[n].entry)
+		size += len(l.queue[n].room)
 		n++
 	}
 	b.slots = append(b.slots[:0], l.queue[:n]...)
@@ -237,7 +237,7 @@ func (l *Log) saveFinal() {
 	waiting := append(append([]*slot(nil), l.batch.slots...), l.queue...)
 	l.mu.Unlock()
 	for _, s := range waiting {
-		if !s.final && l.journal.put(s, s.entry) == nil {
+		if !s.final && l.journal.put(s, s.entry()) == nil {
 			s.final = true
 		}
 	}
@@ -258,10 +258,10 @@ func (l *Log) releaseBatch() {
 	for _, s := range b.slots {
 		s.final, s.area = false, 0
 		s.committed = time.Time{}
-		if cap(s.entry) > 2*pageSize {
-			s.entry = make([]byte, entryHeader)
+		if cap(s.room) > 2*pageSize {
+			s.room = make([]byte, bodyStart)
 		}
-		s.entry = s.entry[:entryHeader]
+		s.room = s.room[:bodyStart]
 	}
 	if cap(b.lines) > 4*batchBytes {
 		b.lines = nil
