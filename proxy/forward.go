@@ -96,7 +96,9 @@ func (c *call) rebuild(b *Backend, body s3wire.Outbound) (*http.Request, error) 
 		Method: c.op.Method, URL: u, Host: u.Host, Header: c.room.header,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}
-	clear(out.Header)
+	if len(out.Header) > 0 {
+		clear(out.Header) // of the request to another backend; to clear an empty one costs no less
+	}
 	c.op.WriteHeader(out.Header)
 	lowerMetadata(out.Header)
 	for name, value := range body.Header {
