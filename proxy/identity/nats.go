@@ -231,7 +231,7 @@ func (n *natsStore) follow(ctx context.Context) error {
 
 	known := map[string]bool{} // ids the store has, or had and deleted
 	began, complete := time.Now(), false
-	behind := false
+	due := uint64(0) // what the store had at the last check: by now a watch that lives has brought it
 	for {
 		select {
 		case <-ctx.Done():
@@ -267,10 +267,12 @@ func (n *natsStore) follow(ctx context.Context) error {
 				return errors.New("the bucket was not read in time")
 			case now < last:
 				return errors.New("the bucket was made anew")
-			case now > last && behind:
+			case complete && last < due && len(watcher.Updates()) == 0:
 				return errors.New("the watch fell behind")
 			}
-			behind = complete && now > last // what was just written is on its way
+			if complete {
+				due = now // what has been written since is on its way
+			}
 			if complete && n.overdue() {
 				return errAgain
 			}

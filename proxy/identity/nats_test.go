@@ -258,6 +258,42 @@ func TestNATSRevokingAtOnce(t *testing.T) {
 	}
 }
 
+// A bucket that is written to without rest is followed: there is always something that is on its way.
+func TestNATSWrittenToWithoutRest(t *testing.T) {
+	running := startNATS(t)
+	r := openRevocations(t, identity.RevocationConfig{Store: running.url()}, nil)
+	eventually(t, "it to share", shared(r))
+	v, err := r.Add(t.Context(), identity.Revocation{Issuer: "i", Session: "s"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	kv, _ := bucket(t, running.url(), "sluice_revocations")
+	entry, err := kv.Get(t.Context(), v.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var writers sync.WaitGroup
+	var ended atomic.Bool
+	for range 4 {
+		writers.Go(func() {
+			for !ended.Load() {
+				if _, err := kv.Put(t.Context(), v.ID, entry.Value()); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for began := time.Now(); time.Since(began) < 2*time.Second; time.Sleep(time.Millisecond) { // it looks every 400 ms
+		if s := r.Status(); !s.Shared {
+			t.Errorf("%v after the writers began: %s", time.Since(began), s.Error)
+			break
+		}
+	}
+	ended.Store(true)
+	writers.Wait()
+}
+
 func TestNATSForgetsWhatEnded(t *testing.T) {
 	clock := newClock()
 	running := startNATS(t)
