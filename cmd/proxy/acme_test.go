@@ -256,13 +256,7 @@ func TestACMEWildcardByDNS(t *testing.T) {
 		t.Errorf("names %v", got.DNSNames)
 	}
 	// The records are taken away again, in the background.
-	deadline := time.Now().Add(30 * time.Second)
-	for a.zone.count() > 0 && time.Now().Before(deadline) {
-		time.Sleep(50 * time.Millisecond)
-	}
-	if n := a.zone.count(); n > 0 {
-		t.Errorf("%d challenge records are left", n)
-	}
+	machine.Until(t, "no challenge record is left", func() bool { return a.zone.count() == 0 })
 	if added, refused := a.zone.counts(); added < 2 || refused != 0 {
 		t.Errorf("%d records added, %d updates refused", added, refused)
 	}
@@ -332,16 +326,10 @@ func TestACMEPropagationTimeout(t *testing.T) {
 		}
 	})
 	a.serve(t, c, pace{})
-	gone := func(want func(int) bool, what string) {
-		t.Helper()
-		for deadline := time.Now().Add(30 * time.Second); !want(a.zone.count()); time.Sleep(10 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatalf("not within 30s: %s", what)
-			}
-		}
-	}
-	gone(func(n int) bool { return n > 0 }, "the record is written")
-	gone(func(n int) bool { return n == 0 }, "the record is taken away again")
+	machine.Until(t, "the record is written, and taken away again", func() bool {
+		added, _ := a.zone.counts()
+		return added > 0 && a.zone.count() == 0
+	})
 }
 
 // responder says of every certificate that it is in order, or what fault has it do instead.

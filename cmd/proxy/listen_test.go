@@ -14,6 +14,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/sluice-s3/sluice/test/machine"
 )
 
 // front serves h on loopback as the S3 listener does, over TLS.
@@ -45,7 +47,7 @@ func connect(t *testing.T, address, proto string) *tls.Conn {
 	}
 	t.Cleanup(func() { c.NetConn().Close() })
 	_ = c.NetConn().(*net.TCPConn).SetReadBuffer(4 << 10)
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(machine.Patience))
 	return c
 }
 
@@ -134,7 +136,7 @@ func TestClientsThatNeverRead(t *testing.T) {
 						if size > 1<<20 {
 							select {
 							case <-ended:
-							case <-time.After(15 * time.Second):
+							case <-time.After(machine.Patience):
 								t.Error("the handler hangs in its write")
 							}
 							return

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
@@ -72,9 +71,7 @@ func (r *rig) client(token string, options ...func(*s3.Options)) *s3.Client {
 // event waits for the next event and returns it.
 func (r *rig) event(t *testing.T) audit.Event {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	events, err := r.proxy.WaitEvents(ctx, r.seen+1)
+	events, err := r.proxy.WaitEvents(t.Context(), r.seen+1)
 	if err != nil {
 		t.Fatal(err)
 	}

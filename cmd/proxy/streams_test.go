@@ -11,6 +11,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/sluice-s3/sluice/test/machine"
 )
 
 // head is a header block of HTTP/2: a PUT with these fields more.
@@ -57,7 +59,7 @@ func TestStreamsOfAnotherLength(t *testing.T) {
 					if err == nil {
 						t.Error("it looks whole")
 					}
-				case <-time.After(10 * time.Second):
+				case <-time.After(machine.Patience):
 					t.Error("whoever reads it hangs")
 				}
 			})

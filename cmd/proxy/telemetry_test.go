@@ -25,6 +25,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/sluice-s3/sluice/examples/world"
+	"github.com/sluice-s3/sluice/test/machine"
 )
 
 // receiver is an OpenTelemetry collector that keeps what it gets.
@@ -127,17 +128,20 @@ func (r *receiver) take(path string, text []byte) error {
 // wait polls until good holds of what has come.
 func (r *receiver) wait(t *testing.T, what string, good func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		r.mu.Lock()
-		ok := good()
-		r.mu.Unlock()
-		if ok {
-			return
+	came := false
+	defer func() {
+		if !came {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			t.Logf("there are spans %q, metrics %q, logs %q", r.spans, r.metrics, r.logs)
 		}
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	t.Fatalf("no %s within 20 s; there are spans %q, metrics %q, logs %q", what, r.spans, r.metrics, r.logs)
+	}()
+	machine.Until(t, what, func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		came = good()
+		return came
+	})
 }
 
 func soon(t *testing.T) {
@@ -306,7 +310,7 @@ func TestTelemetryByGRPC(t *testing.T) {
 		if !strings.HasPrefix(start, "PRI * HTTP/2.0") {
 			t.Errorf("not gRPC: %q", start)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(machine.Patience):
 		t.Error("nothing was sent")
 	}
 }

@@ -396,7 +396,7 @@ func (p *Proxy) Events() ([]audit.Event, error) {
 
 // WaitEvents waits until there are n events, and returns them all.
 func (p *Proxy) WaitEvents(ctx context.Context, n int) ([]audit.Event, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, machine.Patience)
 	defer cancel()
 	for {
 		events, err := p.Events()

@@ -30,6 +30,7 @@ import (
 	"github.com/sluice-s3/sluice/examples/world"
 	"github.com/sluice-s3/sluice/proxy/identity/oidctest"
 	"github.com/sluice-s3/sluice/proxy/s3test"
+	"github.com/sluice-s3/sluice/test/machine"
 )
 
 var bucket = aws.String("artifacts")
@@ -511,17 +512,12 @@ func TestNoServerIsLeftBehind(t *testing.T) {
 	}
 	parent.Process.Kill()
 	parent.Wait()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	machine.Until(t, "the server ends, and leaves no files", func() bool {
 		response, err := http.Get(url)
 		if err == nil {
 			response.Body.Close()
 		}
 		_, left := os.Stat(dir)
-		if err != nil && os.IsNotExist(left) {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the server runs on (%v) or its files are left (%v)", err, left)
-		}
-	}
+		return err != nil && os.IsNotExist(left)
+	})
 }

@@ -1,7 +1,6 @@
 package faults
 
 import (
-	"context"
 	"crypto/tls"
 	"encoding/pem"
 	"fmt"
@@ -189,10 +188,8 @@ func TestBackends(t *testing.T) {
 		}
 	}
 	running.Wait()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
 	events := map[string][]audit.Event{}
-	recorded, err := r.proxy.WaitEvents(ctx, want)
+	recorded, err := r.proxy.WaitEvents(t.Context(), want)
 	if err != nil || len(recorded) != want {
 		t.Fatalf("%d events, not %d: %v", len(recorded), want, err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/examples/world"
 	"github.com/sluice-s3/sluice/proxy/identity/oidctest"
+	"github.com/sluice-s3/sluice/test/machine"
 )
 
 // soon are timeouts that a test can wait for.
@@ -33,15 +34,15 @@ func backend(w http.ResponseWriter, q *http.Request) {
 // Each of these is one request of a client that is slow or broken, what it gets, and the event.
 func TestClients(t *testing.T) {
 	r := newRig(t, http.HandlerFunc(backend), soon)
-	raw := func(head string, then func(c net.Conn)) (string, time.Duration) {
+	raw := func(head string, then func(c net.Conn)) (string, *machine.Stopwatch) {
 		c := r.dial(t)
-		began := time.Now()
+		watch := machine.Watch(t)
 		fmt.Fprintf(c, strings.ReplaceAll(head, "\n", "\r\n"), r.address(), r.token)
 		if then != nil {
 			then(c)
 		}
 		answer, _ := io.ReadAll(c)
-		return string(answer), time.Since(began)
+		return string(answer), watch
 	}
 	do := func(method, key string) (int, int, error) {
 		answer, err := http.DefaultClient.Do(r.request(t, method, key))
@@ -64,19 +65,19 @@ func TestClients(t *testing.T) {
 	const line = "PUT /artifacts/web/x HTTP/1.1\nHost: %s\nAuthorization: Bearer %s\nContent-Length: 1000000\n"
 
 	t.Run("slow header", func(t *testing.T) {
-		answer, took := raw(line, nil) // never ends its header
-		if took > 4*time.Second || strings.Contains(answer, "200 OK") {
-			t.Errorf("after %v: %q", took, answer)
+		answer, watch := raw(line, nil) // never ends its header
+		watch.Within(t, 4*time.Second, "cut")
+		if strings.Contains(answer, "200 OK") {
+			t.Errorf("%q", answer)
 		}
-		t.Logf("cut after %v, with %.40q", took.Round(10*time.Millisecond), answer)
 		r.events(t, events) // there was no request
 	})
 	t.Run("slow body", func(t *testing.T) {
-		answer, took := raw(line+"\nhello", nil)
-		if !strings.Contains(answer, "RequestTimeout") || took > 5*time.Second {
-			t.Errorf("after %v: %q", took, answer)
+		answer, watch := raw(line+"\nhello", nil)
+		watch.Within(t, 5*time.Second, "cut")
+		if !strings.Contains(answer, "RequestTimeout") {
+			t.Errorf("%q", answer)
 		}
-		t.Logf("after %v", took.Round(10*time.Millisecond))
 		event(audit.Aborted, 400)
 	})
 	t.Run("slow body that moves", func(t *testing.T) {
@@ -112,7 +113,7 @@ func TestClients(t *testing.T) {
 	t.Run("header flood", func(t *testing.T) {
 		c := r.dial(t)
 		fmt.Fprintf(c, "GET /artifacts/web/x HTTP/1.1\r\nHost: %s\r\n", r.address())
-		began, sent, answers := time.Now(), 0, make(chan string, 1)
+		watch, sent, answers := machine.Watch(t), 0, make(chan string, 1)
 		go func() {
 			answer, _ := io.ReadAll(c)
 			answers <- string(answer)
@@ -122,12 +123,11 @@ func TestClients(t *testing.T) {
 			if sent += n; err != nil {
 				break
 			}
-			if time.Since(began) > 10*time.Second {
-				t.Fatal("the flood is taken")
+			if watch.Took() > 10*time.Second+watch.Excuse() {
+				t.Fatalf("the flood is taken: %d bytes", sent)
 			}
 		}
 		answer := <-answers
-		t.Logf("cut after %v, with %.60q", time.Since(began).Round(10*time.Millisecond), answer)
 		if !strings.Contains(answer, " 400 ") || !strings.Contains(answer, "<Code>RequestHeaderSectionTooLarge</Code>") {
 			t.Errorf("%q", answer)
 		}
@@ -231,15 +231,10 @@ func TestSTSFaults(t *testing.T) {
 		}
 	}
 	r.STS.Fail(world.STSFault{})
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
-		answer, body := do("env-later")
-		if answer.StatusCode == 404 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s %s", answer.Status, body)
-		}
-	}
+	machine.Until(t, "others get in again", func() bool {
+		answer, _ := do("env-later")
+		return answer.StatusCode == 404
+	})
 }
 
 // The issuer is down: tokens by keys that are known stay good (for 24 hours, which the tests of package identity let pass on
@@ -271,14 +266,10 @@ func TestIssuerDown(t *testing.T) {
 		t.Errorf("%d %s", status, body)
 	}
 	r.Issuer.Fail(oidctest.Fault{})
-	for deadline := time.Now().Add(45 * time.Second); ; time.Sleep(200 * time.Millisecond) {
-		if status, _, _ = do(r.Workspace("env-3", "web", "dev@acme.com")); status == 200 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%d", status)
-		}
-	}
+	machine.Until(t, "the key is known", func() bool {
+		status, _, _ = do(r.Workspace("env-3", "web", "dev@acme.com"))
+		return status == 200
+	})
 }
 
 func message(body string) string {

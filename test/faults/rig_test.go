@@ -7,7 +7,6 @@
 package faults
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"net/http"
@@ -19,6 +18,7 @@ import (
 	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/examples/world"
 	"github.com/sluice-s3/sluice/examples/world/worldtest"
+	"github.com/sluice-s3/sluice/test/machine"
 )
 
 func TestMain(m *testing.M) { worldtest.Main(m) }
@@ -59,7 +59,7 @@ func (r *rig) dial(t *testing.T) net.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(time.Minute))
+	c.SetDeadline(time.Now().Add(machine.Patience))
 	return c
 }
 
@@ -76,9 +76,7 @@ func (r *rig) request(t *testing.T, method, key string) *http.Request {
 // events waits until there are n, and fails where there are more.
 func (r *rig) events(t *testing.T, n int) []audit.Event {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	events, err := r.proxy.WaitEvents(ctx, n)
+	events, err := r.proxy.WaitEvents(t.Context(), n)
 	if err != nil || len(events) != n {
 		t.Fatalf("%d events, want %d: %v", len(events), n, err)
 	}
