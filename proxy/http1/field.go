@@ -137,6 +137,8 @@ type heads struct {
 	at   int // lines taken
 	text string
 
+	said said // by the fields that were taken
+
 	lines  [rememberedLines]string
 	fields [rememberedLines]Field // of the lines
 	size   int                    // of lines, in bytes
@@ -144,6 +146,7 @@ type heads struct {
 
 	whole string // what follows the first line of a head that came twice, which lines are pieces of; "" = another has come since
 	count int    // of the lines of that head
+	says  said   // by its fields
 	same  bool   // whole is what this one has
 }
 
@@ -159,6 +162,7 @@ const (
 // which also tells whether whole is what follows the first line.
 func (h *heads) begin(head []byte, same bool) string {
 	h.head, h.rest, h.at, h.fresh, h.text, h.same = head, head, 0, 0, "", same
+	h.said = said{framing: framing{length: -1}}
 	first := h.lines[0]
 	if line := h.line(); line != nil {
 		text, learn := h.copy(line)
@@ -171,33 +175,37 @@ func (h *heads) begin(head []byte, same bool) string {
 	return first
 }
 
-// more tells whether there are fields left.
-func (h *heads) more() bool {
-	if h.same {
-		return h.at < h.count
+// again is the fields of a head whose lines after the first are those of the one before: then they need not be taken one by
+// one, and said is what they say. No two have one name. They are good until the next head, and their strings for good.
+func (h *heads) again() (fields Fields, ok bool) {
+	if !h.same {
+		return nil, false
 	}
-	return len(h.rest) > len("\r\n")
+	h.said = h.says
+	return h.fields[1:h.count], true
 }
+
+// more tells whether there are fields left.
+func (h *heads) more() bool { return len(h.rest) > len("\r\n") }
 
 // next reads a field. https://www.rfc-editor.org/rfc/rfc9112#section-5
 func (h *heads) next() (Field, error) {
 	at := h.at
-	if h.same {
-		h.at++
-		return h.fields[at], nil
-	}
 	line := h.line()
 	if line == nil {
+		f := h.fields[at]
+		h.said.take(f)
 		if h.fresh == 0 && !h.more() {
 			h.join()
 		}
-		return h.fields[at], nil
+		return f, nil
 	}
 	text, learn := h.copy(line)
 	f, err := parseField(text)
 	if err != nil {
 		return f, err
 	}
+	h.said.take(f)
 	if learn {
 		h.remember(at, text, f)
 	}
@@ -248,14 +256,14 @@ func (h *heads) remember(at int, line string, f Field) {
 // join makes one piece of the lines of a head that came as the one before, so that the next is told by one comparison, and
 // what is compared and what is used of it lies side by side.
 func (h *heads) join() {
-	if h.at > len(h.lines) || len(h.head) > rememberedBytes {
+	if h.at > len(h.lines) || len(h.head) > rememberedBytes || namedTwice(h.fields[1:h.at]) {
 		return
 	}
 	first, rest, _ := strings.Cut(string(h.head), "\r\n")
 	if h.lines[0] != "" {
 		h.lines[0] = first
 	}
-	h.whole, h.count = rest, h.at
+	h.whole, h.count, h.says = rest, h.at, h.said
 	for i := 1; i < h.at; i++ {
 		h.lines[i], rest, _ = strings.Cut(rest, "\r\n")
 		h.fields[i], _ = parseField(h.lines[i]) // it went well before
@@ -264,6 +272,17 @@ func (h *heads) join() {
 		h.size -= len(h.lines[i])
 		h.lines[i], h.fields[i] = "", Field{}
 	}
+}
+
+func namedTwice(fields Fields) bool {
+	for i := range fields {
+		for j := range i {
+			if fields[j].Name == fields[i].Name {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func parseField(line string) (Field, error) {
@@ -359,6 +378,33 @@ func (f *framing) check() error {
 		return errMalformed
 	}
 	return nil
+}
+
+// said is what a head's fields say of the message and of the connection.
+type said struct {
+	framing
+	hosts   int
+	host    string // the last one
+	expects bool   // 100-continue
+	unheard bool   // it expects something else
+	closes  bool
+}
+
+func (s *said) take(f Field) {
+	switch f.Name {
+	case "Content-Length":
+		s.takeLength(f.Value)
+	case "Transfer-Encoding":
+		s.takeEncoding(f.Value)
+	case "Host":
+		s.hosts++
+		s.host = f.Value
+	case "Expect":
+		continues := hasToken(f.Value, "100-continue")
+		s.expects, s.unheard = s.expects || continues, s.unheard || !continues
+	case "Connection":
+		s.closes = s.closes || hasToken(f.Value, "close")
+	}
 }
 
 // length reads digits and nothing else: no sign, no list.

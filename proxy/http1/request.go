@@ -100,37 +100,15 @@ func (r *request) parse(head []byte, same bool) (status int, err error) {
 		}
 		return http.StatusBadRequest, errMalformed
 	}
-	clear(r.header)
-	clear(r.values[:r.used])
-	r.used = 0
-	hosts, host := 0, ""
-	f := framing{length: -1}
-	expects, unheard, closing := false, false, old
-	for r.heads.more() {
-		field, err := r.heads.next()
-		if err != nil {
-			return http.StatusBadRequest, err
-		}
-		switch field.Name {
-		case "Host":
-			hosts, host = hosts+1, field.Value
-			continue
-		case "Content-Length":
-			f.takeLength(field.Value)
-		case "Transfer-Encoding":
-			f.takeEncoding(field.Value)
-			continue
-		case "Expect":
-			expects, unheard = true, unheard || !hasToken(field.Value, "100-continue")
-		case "Connection":
-			closing = closing || hasToken(field.Value, "close")
-		}
-		add(r.header, field.Name, field.Value, r.room())
+	if err := r.fill(); err != nil {
+		return http.StatusBadRequest, err
 	}
-	if hosts > 1 || hosts == 0 && !old || !ValidHost(host) {
+	said := &r.heads.said
+	if said.hosts > 1 || said.hosts == 0 && !old || !ValidHost(said.host) {
 		return http.StatusBadRequest, errMalformed
 	}
-	q.Host = host
+	q.Host = said.host
+	f := said.framing
 	if err := f.check(); err != nil {
 		if f.foreign {
 			return http.StatusNotImplemented, err
@@ -144,7 +122,7 @@ func (r *request) parse(head []byte, same bool) (status int, err error) {
 	if err != nil {
 		return http.StatusBadRequest, err
 	}
-	if unheard {
+	if said.unheard {
 		return http.StatusExpectationFailed, errMalformed
 	}
 	if f.chunked {
@@ -160,7 +138,7 @@ func (r *request) parse(head []byte, same bool) (status int, err error) {
 	if u.Host != "" {
 		q.Host = u.Host
 	}
-	q.Close = closing
+	q.Close = old || said.closes
 	q.ContentLength = max(f.length, 0)
 	if f.chunked {
 		q.ContentLength = -1
@@ -170,7 +148,7 @@ func (r *request) parse(head []byte, same bool) (status int, err error) {
 	if !r.body.done {
 		r.mu.Lock()
 		r.number++
-		r.over, r.expect = false, expects && !old
+		r.over, r.expect = false, said.expects && !old
 		q.Body = &content{r, r.number}
 		r.mu.Unlock()
 	}
@@ -199,14 +177,57 @@ func (r *request) announced() error {
 	return nil
 }
 
-// room is for a value of the header.
-func (r *request) room() []string {
-	if r.used == len(r.values) {
-		return make([]string, 1)
+// inHeader tells of a field whether net/http has it in the header, and not beside.
+func inHeader(name string) bool { return name != "Host" && name != "Transfer-Encoding" }
+
+// fill reads the fields into the header.
+func (r *request) fill() error {
+	fields, again := r.heads.again()
+	if again && r.refill(fields) {
+		return nil
 	}
-	at := r.used
-	r.used++
-	return r.values[at : at+1 : at+1]
+	clear(r.header)
+	clear(r.values[:r.used])
+	r.used = 0
+	for _, f := range fields {
+		r.put(f)
+	}
+	for !again && r.heads.more() {
+		f, err := r.heads.next()
+		if err != nil {
+			return err
+		}
+		r.put(f)
+	}
+	return nil
+}
+
+func (r *request) put(f Field) {
+	switch {
+	case !inHeader(f.Name):
+	case r.used == len(r.values):
+		add(r.header, f.Name, f.Value, make([]string, 1))
+	default:
+		add(r.header, f.Name, f.Value, r.values[r.used:r.used+1:r.used+1])
+		r.used++
+	}
+}
+
+// refill puts the fields that the request before had, too, over what is left of its header. They are of different names: where
+// there are as many in it then as fields, there is nothing else that its handler put there.
+func (r *request) refill(fields Fields) bool {
+	used := 0
+	for i := range fields {
+		f := &fields[i]
+		if inHeader(f.Name) {
+			r.values[used] = f.Value
+			r.header[f.Name] = r.values[used : used+1 : used+1]
+			used++
+		}
+	}
+	clear(r.values[min(used, r.used):r.used])
+	r.used = used
+	return len(r.header) == used
 }
 
 // parseTarget reads a target as net/http does. Handlers that care take RequestURI, which is the target byte for byte.

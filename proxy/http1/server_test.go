@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -100,9 +101,11 @@ func TestRequests(t *testing.T) {
 	ours := serve(t, describe)
 	for name, text := range requests {
 		t.Run(name, func(t *testing.T) {
-			want, got := converse(t, standard.Listener.Addr().String(), text), converse(t, ours, text)
-			if strings.Join(want, "\n") != strings.Join(got, "\n") {
-				t.Errorf("got  %q\nwant %q", got, want)
+			for _, text := range []string{text, strings.Repeat(text, 5)} { // a head that comes again is read in another way
+				want, got := converse(t, standard.Listener.Addr().String(), text), converse(t, ours, text)
+				if strings.Join(want, "\n") != strings.Join(got, "\n") {
+					t.Errorf("got  %q\nwant %q", got, want)
+				}
 			}
 		})
 	}
@@ -133,6 +136,44 @@ func TestAmbiguousRequests(t *testing.T) {
 			}
 			served.Store(false)
 		})
+	}
+}
+
+// What a handler does to a header is gone with the request, also where the next has the same head.
+func TestHeaderIsAnothers(t *testing.T) {
+	address := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, r.Header, " ", r.Host, " ", r.Close)
+		for name := range r.Header {
+			r.Header[name][0] = "changed"
+			r.Header.Add(name, "added")
+		}
+		r.Header.Del("A")
+		if r.URL.Path == "/add" {
+			r.Header.Set("Evil", "1")
+		}
+	})
+	one, two := "Host: h\r\nA: 1\r\nB: 2\r\n", "Host: h\r\nB: 2\r\nB: 3\r\nA: 1\r\nTransfer-Encoding: chunked\r\n"
+	wants := map[string]string{one: "map[A:[1] B:[2]] h false", two: "map[A:[1] B:[2 3]] h false"}
+	c, in := raw(t, address, "")
+	random := rand.New(rand.NewPCG(1, 2))
+	head := one
+	for i := range 200 {
+		if random.IntN(6) == 0 {
+			head = []string{one, two}[random.IntN(2)]
+		}
+		path, body := []string{"/", "/add"}[random.IntN(2)], ""
+		if head == two {
+			body = "0\r\n\r\n"
+		}
+		_, err := io.WriteString(c, "GET "+path+" HTTP/1.1\r\n"+head+"\r\n"+body)
+		must(t, err)
+		response, err := http.ReadResponse(in, nil)
+		must(t, err)
+		got, err := io.ReadAll(response.Body)
+		must(t, err)
+		if string(got) != wants[head] {
+			t.Fatalf("request %d, %q: %q, not %q", i, head, got, wants[head])
+		}
 	}
 }
 

@@ -606,24 +606,14 @@ func (l *link) answer(e *exchange, r *http.Request) (*Answer, error) {
 		}
 		a := &e.answer
 		*a = Answer{StatusCode: status, Status: line, Body: e, old: text[7] == '0'}
-		a.close = a.old
-		fields := e.fields[:0]
-		f := framing{length: -1}
-		for l.heads.more() {
-			field, err := l.heads.next()
+		fields, again := l.heads.again()
+		a.Fields = append(e.fields[:0], fields...)
+		for !again && l.heads.more() {
+			f, err := l.heads.next()
 			if err != nil {
 				return nil, err
 			}
-			switch field.Name {
-			case "Content-Length":
-				f.takeLength(field.Value)
-			case "Transfer-Encoding":
-				f.takeEncoding(field.Value)
-				continue // it is told by chunked
-			case "Connection":
-				a.close = a.close || hasToken(field.Value, "close")
-			}
-			fields = append(fields, field)
+			a.Fields = append(a.Fields, f)
 		}
 		if status < 200 {
 			if status == http.StatusSwitchingProtocols || skipped == 5 {
@@ -631,12 +621,16 @@ func (l *link) answer(e *exchange, r *http.Request) (*Answer, error) {
 			}
 			continue
 		}
+		f := l.heads.said.framing
 		if err := f.check(); err != nil {
 			return nil, err
 		}
-		a.Fields, a.ContentLength, a.chunked = fields, f.length, f.chunked
-		if a.old && f.chunked {
-			return nil, errMalformed
+		a.ContentLength, a.chunked, a.close = f.length, f.chunked, a.old || l.heads.said.closes
+		if f.chunked {
+			if a.old {
+				return nil, errMalformed
+			}
+			a.Fields = slices.DeleteFunc(a.Fields, func(f Field) bool { return f.Name == "Transfer-Encoding" }) // chunked tells
 		}
 		if r.Method == http.MethodHead || status == http.StatusNoContent || status == http.StatusNotModified {
 			if r.Method != http.MethodHead {
