@@ -94,7 +94,9 @@ func (c *call) begin(w http.ResponseWriter, r *http.Request, start time.Time) {
 	c.scope.Begin(r.Context())
 	c.ctx, c.out = &c.scope, &c.answer
 	c.event.Host = r.Host
-	c.event.UserAgent = r.UserAgent()
+	if agent := r.Header["User-Agent"]; len(agent) > 0 {
+		c.event.UserAgent = agent[0]
+	}
 	c.event.SourceIP = p.sourceIP(r)
 	c.event.Outcome = audit.Failed                        // until something better is known
 	c.event.Decision.PolicyRevision = p.Policy.Revision() // until policy is asked: the one it would have been asked of
@@ -442,6 +444,9 @@ func (c *call) Revoked() { c.cut(cutRevoked) }
 
 // pace counts n bytes more of a transfer, and waits where its session is ahead of its rate.
 func (c *call) pace(n int) error {
+	if c.lease.held == ([2]*meter{}) {
+		return nil // as for most
+	}
 	c.paced.Add(1)
 	defer c.paced.Add(-1)
 	return c.lease.spend(c.ctx, n)

@@ -58,8 +58,11 @@ func (p *Proxy) secure(r *http.Request) bool {
 	if r.TLS != nil {
 		return true
 	}
+	if len(p.TrustedProxies) == 0 {
+		return false
+	}
 	host, _, _ := net.SplitHostPort(r.RemoteAddr)
-	return len(p.TrustedProxies) > 0 && p.trusted(host) && strings.EqualFold(r.Header.Get("X-Forwarded-Proto"), "https")
+	return p.trusted(host) && strings.EqualFold(r.Header.Get("X-Forwarded-Proto"), "https")
 }
 
 // checkStream refuses what a stream of HTTP/2 can say and HTTP/1.1 cannot, as far as net/http lets it through. Backends are
