@@ -94,6 +94,7 @@ type ask struct {
 	fate   string // what the backend does with it
 	leaves string // when its client goes away; "" = it does not
 	extra  bool   // whether it has a header that others have not, and its answer too
+	alike  bool   // whether its head is, but for the first line, what others of its connection are
 	other  string // the key, or part of one, that is another caller's
 	era    int64  // of the revocation, when it was sent
 	after  *ask   // the one before it on its connection
@@ -161,7 +162,11 @@ func (a *ask) wire(random *rand.Rand) (head, body []byte) {
 		middle := len(token) - 40 // of the signature
 		token = token[:middle] + string(rune('A'+(token[middle]-'A'+1)%26)) + token[middle+1:]
 	}
-	fmt.Fprintf(&h, "%s %s HTTP/1.1\r\nHost: storm.example\r\nAuthorization: Bearer %s\r\nUser-Agent: agent-%s\r\n", a.method(), a.target(), token, a.id)
+	agent := "agent-" + a.id
+	if a.alike {
+		agent = "agent"
+	}
+	fmt.Fprintf(&h, "%s %s HTTP/1.1\r\nHost: storm.example\r\nAuthorization: Bearer %s\r\nUser-Agent: %s\r\n", a.method(), a.target(), token, agent)
 	if name, value := a.optional(); a.extra && name != "" {
 		fmt.Fprintf(&h, "%s: %s\r\n", name, value)
 	}
@@ -380,14 +385,20 @@ func (a *ask) String() string {
 	return strings.Join(strings.Fields(fmt.Sprintln(a.id, a.of.name, a.kind, a.form, a.size, a.wrong, a.fate, a.leaves)), " ")
 }
 
-// compose makes up the next ask.
-func (s *storm) compose(random *rand.Rand) *ask {
+// compose makes up the next ask; alike = one of that caller, as others of its connection are.
+func (s *storm) compose(random *rand.Rand, alike *caller) *ask {
 	pick := func(of ...string) string { return of[random.IntN(len(of))] }
 	a := &ask{of: s.callers[random.IntN(len(s.callers))], extra: random.IntN(2) == 0}
+	if alike != nil {
+		a.of, a.extra, a.alike = alike, false, true
+	}
 	for a.other = a.of.name; a.other == a.of.name; {
 		a.other = s.callers[random.IntN(len(s.callers))].name
 	}
 	a.kind = pick("PutObject", "PutObject", "PutObject", "GetObject", "GetObject", "GetObject", "HeadObject", "DeleteObject", "ListObjectsV2", "ListBuckets", "DeleteObjects")
+	if a.alike {
+		a.kind = pick("GetObject", "GetObject", "HeadObject", "DeleteObject") // whose events tell the key
+	}
 	// With the head, in its buffer; beyond it; beyond what goes out in one piece; and what the kernel moves.
 	a.size = []int{0, 1, 10, 100, 1000, 5000, 17 << 10, 70 << 10, 300 << 10}[min(random.IntN(9), random.IntN(12))]
 	if a.kind == "PutObject" && a.size > 0 {
@@ -418,7 +429,10 @@ func (s *storm) compose(random *rand.Rand) *ask {
 		a.size = max(a.size, 100)
 	}
 	if random.IntN(5) == 0 && a.kind != "ListBuckets" && a.kind != "DeleteObjects" {
-		a.wrong = pick("another's key", "a bad token", "no operation")
+		a.wrong = pick("another's key", "no operation", "a bad token")
+		if a.alike && a.wrong == "a bad token" {
+			a.wrong = ""
+		}
 	}
 	if random.IntN(8) == 0 {
 		a.leaves = pick("in the head", "in the body", "before the answer", "in the answer", "in the answer")
@@ -449,6 +463,7 @@ type stormClient struct {
 	conn   *net.TCPConn
 	in     *bufio.Reader
 	last   *ask
+	alike  *caller // the connection's asks are alike, and the next is his; nil = they are not
 }
 
 // connection is one, from its beginning to its end: some asks one after the other, some in one go.
@@ -460,7 +475,10 @@ func (c *stormClient) connection(over time.Time) {
 		return
 	}
 	defer conn.Close()
-	c.last = nil
+	c.last, c.alike = nil, nil
+	if c.random.IntN(3) == 0 {
+		c.alike = s.callers[c.random.IntN(len(s.callers))]
+	}
 	c.conn, c.in = conn.(*net.TCPConn), bufio.NewReader(conn)
 	conn.SetDeadline(time.Now().Add(machine.Patience))
 	if c.random.IntN(4) == 0 {
@@ -469,7 +487,13 @@ func (c *stormClient) connection(over time.Time) {
 	for range 1 + c.random.IntN(12) {
 		var batch []*ask
 		for range []int{1, 1, 1, 2, 4}[c.random.IntN(5)] {
-			a := s.compose(c.random)
+			if c.alike != nil && c.random.IntN(6) == 0 {
+				c.alike = s.callers[c.random.IntN(len(s.callers))]
+			}
+			a := s.compose(c.random, c.alike)
+			if len(batch) > 0 && a.fate == "is cut short" {
+				a.fate = "goes well" // a reset takes along what has not left yet of the answer before
+			}
 			if batch = append(batch, a); a.leaves != "" {
 				break
 			}
@@ -822,7 +846,7 @@ func (s *storm) judge() {
 			s.problem("two events of %s", e.ID)
 		}
 		ids[e.ID] = true
-		a := s.find([]byte(e.UserAgent))
+		a := s.find([]byte(e.UserAgent + e.Key))
 		if a == nil {
 			s.problem("an event of nobody: %+v", e)
 			continue

@@ -226,6 +226,7 @@ func TestReuse(t *testing.T) {
 		"chunked":        {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n", 100, true},
 		"not read":       {"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", 2, false},
 		"close":          {"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello", 100, false},
+		"close or stay":  {"HTTP/1.1 200 OK\r\nConnection: close\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello", 100, false},
 		"more than said": {"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhelloHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", 100, false},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -42,6 +42,7 @@ var requests = map[string]string{
 	"bytes in path":     "GET /b/\xc3\xbc HTTP/1.1\r\nHost: h\r\n\r\n",
 	"old":               "GET / HTTP/1.0\r\n\r\n",
 	"close":             "GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
+	"close, and stay":   "GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\nConnection: keep-alive\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n",
 	"length":            "PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello",
 	"no length":         "PUT / HTTP/1.1\r\nHost: h\r\n\r\n",
 	"chunked":           "PUT / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n1\r\n!\r\n0\r\n\r\n",
