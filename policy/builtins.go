@@ -28,10 +28,12 @@ func (c *bodyCompiler) builtin(b *ast.Builtin, terms []*ast.Term) (func(node) no
 			return link, err
 		}
 	}
+	to := c.newOut(terms, arity)
 	args, out, err := c.operands(terms, arity)
 	if err != nil {
 		return nil, err
 	}
+	c.shape = c.builtinShape(b, terms, arity, to)
 	areTexts := !slices.ContainsFunc(terms[:arity], func(t *ast.Term) bool { return !c.isText(t) })
 	apply, infallible := fast(b, args, terms, areTexts, arity > 0 && c.isText(terms[0]))
 	if apply == nil {
@@ -196,16 +198,9 @@ func fast(b *ast.Builtin, args []getter, terms []*ast.Term, areTexts, isText boo
 			return boolean(re.MatchString(v.s))
 		}, areTexts
 	case ast.Split.Name, ast.SplitN.Name:
-		delimiter, ok := terms[1].Value.(ast.String)
-		if !ok || delimiter == "" {
+		delimiter, limit, ok := splitBy(b, terms)
+		if !ok {
 			return nil, false
-		}
-		limit := -1
-		if b.Name == ast.SplitN.Name {
-			n, _ := terms[2].Value.(ast.Number) // "" is no integer either
-			if limit, ok = n.Int(); !ok || limit < 0 || limit > 1000 {
-				return nil, false
-			}
 		}
 		return func(m *machine, base int) value {
 			v := args[0](m, base)
@@ -215,7 +210,7 @@ func fast(b *ast.Builtin, args []getter, terms []*ast.Term, areTexts, isText boo
 			case !v.str:
 				return m.giveUp()
 			}
-			return m.splitText(v.s, string(delimiter), limit)
+			return m.splitText(v.s, delimiter, limit)
 		}, isText
 	case ast.TrimPrefix.Name:
 		return func(m *machine, base int) value {
@@ -236,6 +231,18 @@ func fast(b *ast.Builtin, args []getter, terms []*ast.Term, areTexts, isText boo
 		return nil, true
 	}
 	return nil, false
+}
+
+// splitBy is at what a call of split or strings.split_n splits, and in how many parts, where both are written in it.
+func splitBy(b *ast.Builtin, terms []*ast.Term) (separator string, most int, ok bool) {
+	delimiter, _ := terms[1].Value.(ast.String)
+	if most = -1; b.Name == ast.SplitN.Name {
+		n, _ := terms[2].Value.(ast.Number) // "" is no integer either
+		if most, ok = n.Int(); !ok || most < 0 || most > 1000 {
+			return "", 0, false
+		}
+	}
+	return string(delimiter), most, delimiter != ""
 }
 
 // member is `x in collection`.

@@ -87,17 +87,27 @@ func (e *Engine) evaluation(ctx context.Context, q *Question) evaluation {
 
 var errNoPolicy = errors.New("no policy is loaded")
 
-// Decide asks policy about every access. An error means that nothing was decided: refuse.
+// Decide asks policy about every access. An error means that nothing was decided: refuse. The decision MUST NOT be
+// changed: another question may get the same.
 func (e *Engine) Decide(ctx context.Context, q *Question) (*Decision, error) {
 	s := e.current.Load()
 	if s == nil {
 		return nil, errNoPolicy
 	}
-	d, err := s.decide(e.evaluation(ctx, q), q)
+	d, err := e.decideBy(ctx, s, q)
 	if err == nil && e.shadow != nil {
-		d.Shadow = e.shadow.shadowOf(ctx, q, d)
+		mine := *d
+		mine.Shadow = e.shadow.shadowOf(ctx, q, d)
+		return &mine, nil
 	}
 	return d, err
+}
+
+func (e *Engine) decideBy(ctx context.Context, s *snapshot, q *Question) (*Decision, error) {
+	if d := s.atOnce(q); d != nil {
+		return d, nil
+	}
+	return s.decide(e.evaluation(ctx, q), q)
 }
 
 // Allowed reports for each of the accesses by itself whether it is allowed (ListBuckets, listings).

@@ -117,3 +117,6 @@ func (e *Engine) VisibleKeysPlain(ctx context.Context, q *Question, keys []strin
 	ev.plain = true
 	return e.current.Load().visible(ev, q, keys)
 }
+
+// AtOnce tells whether the question is allowed by grounds alone.
+func (e *Engine) AtOnce(q *Question) bool { return e.current.Load().atOnce(q) != nil }

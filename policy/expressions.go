@@ -17,6 +17,7 @@ type bodyCompiler struct {
 	fallible bool
 	iterates bool
 	cost     int
+	shape    *shape // of the expression that was compiled last; nil = of none that is known
 }
 
 func (c *bodyCompiler) slot(v ast.Var) int {
@@ -49,6 +50,7 @@ func (c *bodyCompiler) expr(e *ast.Expr) (func(next node) node, error) {
 		if err != nil {
 			return nil, err
 		}
+		c.shape = c.shape.negation()
 		inner := link(func(*machine, int) bool { return true })
 		return func(next node) node {
 			return func(m *machine, base int) bool {
@@ -95,6 +97,7 @@ func (c *bodyCompiler) truth(t *ast.Term) (func(node) node, error) {
 		}, nil
 	}
 	get, err := c.get(t)
+	c.shape = &shape{says: isTrue, of: c.operand(t)}
 	return func(next node) node {
 		return func(m *machine, base int) bool {
 			v := get(m, base)
@@ -154,7 +157,9 @@ func (c *bodyCompiler) unify(a, b *ast.Term) (func(node) node, error) {
 		if c.isText(b) {
 			c.texts[v] = true
 		}
+		is := c.operand(b)
 		slot := c.bind(v)
+		c.shape = &shape{says: binds, of: is, to: []int{slot}}
 		return func(next node) node {
 			return func(m *machine, base int) bool {
 				v := get(m, base)
@@ -172,6 +177,7 @@ func (c *bodyCompiler) unify(a, b *ast.Term) (func(node) node, error) {
 	if !c.isPattern(a) {
 		// Both are evaluated, whatever the first is: either may fail, and OPA has its own order.
 		other, err := c.get(a)
+		c.shape = &shape{says: equals, of: c.operand(b), with: c.operand(a)}
 		return func(next node) node {
 			return func(m *machine, base int) bool {
 				v, w := get(m, base), other(m, base)
@@ -182,7 +188,11 @@ func (c *bodyCompiler) unify(a, b *ast.Term) (func(node) node, error) {
 			}
 		}, err
 	}
+	whole, list := c.operand(b), c.newList(a)
 	pat, err := c.pattern(a)
+	if list != nil {
+		c.shape = &shape{says: takesApart, of: whole, to: list}
+	}
 	return func(next node) node {
 		return func(m *machine, base int) bool {
 			v := get(m, base)
@@ -646,7 +656,15 @@ func (c *bodyCompiler) call(operator ast.Ref, terms []*ast.Term) (func(node) nod
 		return nil, unknown("function", operator)
 	}
 	c.cost += 10
-	args, out, err := c.operands(terms, len(rs.bodies[0].args))
+	arity := len(rs.bodies[0].args)
+	s := &shape{says: calls, rules: rs, to: c.newOut(terms, arity)}
+	args, out, err := c.operands(terms, arity)
+	if err == nil && (len(terms) == arity || s.to != nil) {
+		for _, t := range terms[:arity] {
+			s.args = append(s.args, c.operand(t))
+		}
+		c.shape = s
+	}
 	return func(next node) node {
 		return func(m *machine, base int) bool {
 			v := m.callRules(rs, args, base)

@@ -18,10 +18,12 @@ import (
 //
 // In the order in which it happens: this file compiles rules, expressions.go their expressions, builtins.go the
 // functions that are called there; what the program does not know is an errUnknown of these three. machine.go runs
-// it, and place.go cuts it down to what is left where the same identity asks again.
+// it, place.go cuts it down to what is left where the same identity asks again, and grounds.go tells what of that is
+// enough to allow a request.
 type program struct {
 	compiler *ast.Compiler
 	data     *data
+	revision string
 
 	rules map[string]*ruleSet // by reference
 	order []*ruleSet          // those without arguments, by number, after those they depend on
@@ -65,6 +67,13 @@ type body struct {
 	noting node
 	from   []node
 	bound  []int
+
+	// For grounds: the expressions by themselves, and how many there are up to the last that can fail; more than all where
+	// the head can.
+	exprs    []expression
+	argSlots []int // of arguments that are variables; -1 for others
+	head     *operand
+	risky    int
 }
 
 // node evaluates an expression and all that come after it, for every solution. It returns true to stop: enough is
@@ -89,13 +98,13 @@ func unknown(what string, x any) error { return fmt.Errorf("%w: %s %v", errUnkno
 
 // newProgram compiles what it can of the rules of the contract. It is nil where compiling fails in a way that nobody
 // thought of: then OPA answers everything.
-func newProgram(c *ast.Compiler, d *data, entry ast.Ref) (p *program) {
+func newProgram(c *ast.Compiler, d *data, entry ast.Ref, revision string) (p *program) {
 	defer func() {
 		if recover() != nil {
 			p = nil
 		}
 	}()
-	p = &program{compiler: c, data: d, rules: map[string]*ruleSet{}, maps: map[ast.Object]value{}}
+	p = &program{compiler: c, data: d, revision: revision, rules: map[string]*ruleSet{}, maps: map[ast.Object]value{}}
 	for stage, rules := range stages {
 		named := []namedRules{}
 		for _, r := range rules {
@@ -203,20 +212,33 @@ func (p *program) compileRule(rs *ruleSet, r *ast.Rule) (b *body, iterates bool,
 		if v, ok := arg.Value.(ast.Var); ok && i < len(rs.texts) && rs.texts[i] {
 			c.texts[v] = true
 		}
+		slot := -1
+		if c.isNew(arg) {
+			slot = c.slot(arg.Value.(ast.Var))
+		}
 		pat, err := c.pattern(arg)
 		if err != nil {
 			return nil, false, err
 		}
-		b.args = append(b.args, pat)
+		b.args, b.argSlots = append(b.args, pat), append(b.argSlots, slot)
 	}
-	links := make([]func(node) node, len(r.Body))
+	b.exprs = make([]expression, len(r.Body))
 	b.bound = make([]int, len(r.Body)+1)
 	last := len(r.Body) // the last expression that is come to but once
 	for i, e := range r.Body {
 		b.bound[i] = len(c.slots)
-		if links[i], err = c.expr(e); err != nil {
+		failing := c.fallible
+		c.fallible, c.shape = false, nil
+		part := &b.exprs[i]
+		part.reads = c.reads(e)
+		if part.link, err = c.expr(e); err != nil {
 			return nil, false, err
 		}
+		part.shape = c.shape
+		if c.fallible {
+			b.risky = i + 1
+		}
+		c.fallible = c.fallible || failing
 		if c.iterates {
 			last = min(last, i)
 		}
@@ -226,21 +248,28 @@ func (p *program) compileRule(rs *ruleSet, r *ast.Rule) (b *body, iterates bool,
 	if rs.set {
 		head = r.Head.Key
 	}
+	failing := c.fallible
+	c.fallible = false
 	get, err := c.get(head)
 	if err != nil {
 		return nil, false, err
 	}
+	b.head = c.operand(head)
+	if c.fallible {
+		b.risky = len(r.Body) + 1
+	}
+	c.fallible = c.fallible || failing
 	tail := yieldValue(get, rs.constant)
 	if rs.set {
 		tail = yieldMember(get)
 	}
-	b.from = make([]node, len(links)+1)
-	b.from[len(links)], b.noting = tail, note(len(links), last, tail)
-	for i, link := range slices.Backward(links) {
-		b.from[i] = link(b.from[i+1])
-		b.noting = note(i, last, link(b.noting))
+	b.from = make([]node, len(b.exprs)+1)
+	b.from[len(b.exprs)], b.noting = tail, note(len(b.exprs), last, tail)
+	for i, e := range slices.Backward(b.exprs) {
+		b.from[i] = e.link(b.from[i+1])
+		b.noting = note(i, last, e.link(b.noting))
 	}
-	b.run, b.slots, b.fallible, b.cost = b.from[0], len(c.slots), c.fallible, c.cost+len(links)
+	b.run, b.slots, b.fallible, b.cost = b.from[0], len(c.slots), c.fallible, c.cost+len(b.exprs)
 	rs.deps |= c.deps
 	if r.Else != nil {
 		b.cost *= 2

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -67,7 +66,7 @@ func TestMatcherStarters(t *testing.T) {
 	}
 	r := rand.New(rand.NewPCG(1, 2))
 	pick := func(list ...string) string { return list[r.IntN(len(list))] }
-	allowed, fast := 0, 0
+	allowed, fast, atOnce := 0, 0, 0
 	const n = 3000
 	for range n {
 		identity := &policy.Identity{
@@ -99,9 +98,12 @@ func TestMatcherStarters(t *testing.T) {
 		if f := e.Fast(q); f[0] && f[1] {
 			fast++
 		}
+		if e.AtOnce(q) {
+			atOnce++
+		}
 	}
-	if allowed < n/20 || allowed > n*19/20 || fast < n*9/10 {
-		t.Errorf("of %d questions %d are allowed and %d answered fast", n, allowed, fast)
+	if allowed < n/20 || allowed > n*19/20 || fast < n*9/10 || atOnce < allowed*9/10 {
+		t.Errorf("of %d questions %d are allowed, %d of them at once, and %d answered fast", n, allowed, atOnce, fast)
 	}
 }
 
@@ -109,7 +111,7 @@ func TestMatcherStarters(t *testing.T) {
 // not, decide the same either way, failures included.
 func TestMatcherRandom(t *testing.T) {
 	policies, seed := draw(t)
-	fast, questions, placed, cut := 0, 0, 0, 0
+	fast, questions, placed, cut, atOnce := 0, 0, 0, 0, 0
 	for i := range policies {
 		g := &generator{Rand: rand.New(rand.NewPCG(seed, uint64(i)))}
 		d := dir(t, map[string]string{"d.json": g.data()})
@@ -122,6 +124,9 @@ func TestMatcherRandom(t *testing.T) {
 				if e.Fast(q)[0] {
 					fast++
 				}
+				if e.AtOnce(q) {
+					atOnce++
+				}
 				if known, left := e.Placed(q); known {
 					placed++
 					cut += left
@@ -130,7 +135,7 @@ func TestMatcherRandom(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d of %d questions answered fast, %d in places of which %d rule bodies were left", fast, questions, placed, cut)
+	t.Logf("%d of %d questions answered fast, %d in places of which %d rule bodies were left, %d at once", fast, questions, placed, cut, atOnce)
 	if fast < questions/5 || placed < questions/5 { // which policies are drawn decides: of 40, a half to a third are placed
 		t.Error("the generator makes too little of use")
 	}
@@ -206,16 +211,7 @@ func (g *generator) again(q *policy.Question) *policy.Question {
 
 // policy puts rules together that compile: not every text does.
 func (g *generator) policy(t *testing.T, d string) (string, *policy.Engine) {
-	var engine *policy.Engine
-	whole := "package s3.authz\n\nallow if input.key == \"never\"\n\nh1 if input.bucket == \"a\"\n\nh2 := \"a\"\n\nh3 if false\n\nset contains 1\n\nf(x) if x == \"z\"\n\n"
-	for _, r := range g.rules() {
-		write(t, filepath.Join(d, "p.rego"), whole+r)
-		if e, err := policy.Load(t.Context(), d); err == nil {
-			engine = e
-			whole += r
-		}
-	}
-	return whole, engine
+	return g.put(t, d, "package s3.authz\n\nallow if input.key == \"never\"\n\nh1 if input.bucket == \"a\"\n\nh2 := \"a\"\n\nh3 if false\n\nset contains 1\n\nf(x) if x == \"z\"\n\n", g.rules())
 }
 
 func (g *generator) rules() []string {

@@ -5,7 +5,6 @@ import (
 	"hash/maphash"
 	"math/bits"
 	"slices"
-	"strings"
 	"sync/atomic"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -21,9 +20,11 @@ import (
 // A place belongs to one program, and ends with it: nothing of a policy that was replaced is ever used.
 type place struct {
 	placeKey
-	rules []placed // by number; nil where nothing is kept, for there would be too much of it
-	terms *answer  // to what an allowed access is subject; nil = it varies, or is not understood
-	used  atomic.Bool
+	used    atomic.Bool
+	tests   []test    // that are enough to allow; see grounds.go
+	allowed *Decision // what is decided then; nil where the terms vary
+	terms   *answer   // to what an allowed access is subject; nil = it varies, or is not understood
+	rules   []placed  // by number; nil where nothing is kept, for there would be too much of it
 }
 
 // placeKey is all that a place depends on. The subject is the one itself, not a name of it: two identities are never
@@ -71,30 +72,54 @@ func newPlaces(rules int) *places {
 	return &places{seed: maphash.MakeSeed(), slots: make([]placeSlot, 1<<(bits.Len(uint(slots))-1)), most: most}
 }
 
-// find is the place of the machine's access, or nil. What is asked for the first time is evaluated as it is; the
-// second time is the time to find out about it.
-func (p *places) find(m *machine) *place {
-	key := placeKey{subject: m.subject, action: m.fields[0], operation: m.fields[1], bucket: m.fields[2], backend: m.fields[3]}
-	for i, s := range m.fields[fieldsOfPlace:] {
+// placeOf is the place of one access of a question.
+func placeOf(q *Question, a *Access) placeKey {
+	key := placeKey{subject: q.Subject, action: a.Action, operation: q.Operation, bucket: a.Bucket, backend: a.Backend}
+	for i, s := range [...]string{a.Key, a.VersionID, a.Prefix, a.Delimiter} {
 		if s != "" {
 			key.has |= 1 << i
 		}
 	}
-	if at := m.place; at != nil && at.placeKey == key { // the access before
-		return at
-	}
-	hash := m.subject.hash ^ maphash.String(p.seed, key.bucket)
+	return key
+}
+
+// known is the place where it is known already.
+func (p *places) known(key *placeKey) *place {
+	slot, _ := p.slotOf(key)
+	return slot.known(key)
+}
+
+func (p *places) slotOf(key *placeKey) (slot *placeSlot, hash uint64) {
+	hash = key.subject.hash ^ maphash.String(p.seed, key.bucket)
 	hash = bits.RotateLeft64(hash, 17) ^ maphash.String(p.seed, key.action)
 	hash = bits.RotateLeft64(hash, 17) ^ uint64(len(key.operation)) ^ uint64(key.has)<<8
 	hash ^= hash >> 32
-	slot := &p.slots[hash&uint64(len(p.slots)-1)]
-	at := slot.place.Load()
-	if at != nil && at.placeKey == key {
-		if !at.used.Load() {
-			at.used.Store(true)
-		}
+	return &p.slots[hash&uint64(len(p.slots)-1)], hash
+}
+
+func (s *placeSlot) known(key *placeKey) *place {
+	at := s.place.Load()
+	if at == nil || at.placeKey != *key {
+		return nil
+	}
+	if !at.used.Load() {
+		at.used.Store(true)
+	}
+	return at
+}
+
+// find is the place of the machine's access, or nil. What is asked for the first time is evaluated as it is; the
+// second time is the time to find out about it.
+func (p *places) find(m *machine) *place {
+	key := placeOf(m.question, m.access)
+	if at := m.place; at != nil && at.placeKey == key { // the access before
+		return at
+	}
+	slot, hash := p.slotOf(&key)
+	if at := slot.known(&key); at != nil {
 		return at.orNil()
 	}
+	at := slot.place.Load()
 	if slot.asked.Swap(hash) != hash {
 		return nil
 	}
@@ -121,13 +146,14 @@ func (m *machine) findOut(key placeKey) (at *place) {
 	fields := m.fields
 	defer func() {
 		if recover() != nil {
-			at.rules, at.terms = nil, nil // requests give up in the same way, or do not come there
+			at.rules, at.terms, at.tests, at.allowed = nil, nil, nil, nil // requests give up in the same way, or do not come there
 		}
 		m.placing, m.place, m.fields = false, nil, fields
 	}()
-	// Strings of a request are parts of its header, which nobody wants to keep.
+	// Strings of a request are parts of its header, which nobody wants to keep. These are kept side by side.
+	all := key.action + key.operation + key.bucket + key.backend
 	for _, s := range []*string{&key.action, &key.operation, &key.bucket, &key.backend} {
-		*s = strings.Clone(*s)
+		*s, all = all[:len(*s)], all[len(*s):]
 	}
 	at = &place{placeKey: key, rules: make([]placed, len(m.program.order))}
 	m.fields[0], m.fields[1], m.fields[2], m.fields[3] = key.action, key.operation, key.bucket, key.backend
@@ -149,6 +175,12 @@ func (m *machine) findOut(key placeKey) (at *place) {
 		}
 	}
 	at.terms = at.knownTerms(m.program)
+	at.tests = m.grounds(at)
+	if at.terms != nil && at.tests != nil {
+		if d := join(m.program.revision, []answer{*at.terms}); d.Allow {
+			at.allowed = d
+		}
+	}
 	return at
 }
 

@@ -46,7 +46,7 @@ func (e *Engine) shadowOf(ctx context.Context, q *Question, decided *Decision) (
 		return s
 	}
 	s.Revision = current.revision
-	d, err := current.decide(e.evaluation(ctx, q), q)
+	d, err := e.decideBy(ctx, current, q)
 	if err != nil {
 		fail(err)
 		return s

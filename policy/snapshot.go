@@ -220,7 +220,7 @@ func newSnapshot(f *files, entrypoint string, now time.Time) (*snapshot, error) 
 			return nil, err
 		}
 	}
-	s.program = newProgram(c, data, entry)
+	s.program = newProgram(c, data, entry, s.revision)
 	if len(c.GetRules(entry.Append(ast.StringTerm(ruleFilterListing.name)))) > 0 && !s.program.decides() {
 		s.page, s.noPage = newPage(c, modules, data, entry)
 	}
