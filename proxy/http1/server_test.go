@@ -301,6 +301,45 @@ func TestPassIsACopy(t *testing.T) {
 	}
 }
 
+// An answer has nothing of the one before on its connection, and what is told only once is told again.
+func TestNothingOfTheAnswerBefore(t *testing.T) {
+	address := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/full":
+			w.Header().Set("X-First", "header")
+			w.Header().Set("Content-Length", "5")
+			w.(interface{ Pass(http1.Fields) }).Pass(http1.Fields{{Name: "X-Passed", Value: "field"}, {Name: "Date", Value: "long ago"}})
+			w.WriteHeader(http.StatusNotFound)
+			io.WriteString(w, "first")
+		case "/chunked":
+			w.(http.Flusher).Flush()
+		case "/none":
+			w.WriteHeader(http.StatusNoContent)
+		default:
+			io.WriteString(w, "plain")
+		}
+	})
+	const plain = "GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+	for _, path := range []string{"/full", "/chunked", "/none"} {
+		_, in := raw(t, address, strings.Replace(plain, "/", path, 1)+plain)
+		response, err := http.ReadResponse(in, nil)
+		must(t, err)
+		_, err = io.Copy(io.Discard, response.Body)
+		must(t, err)
+		response, err = http.ReadResponse(in, nil)
+		must(t, err)
+		body, err := io.ReadAll(response.Body)
+		must(t, err)
+		if _, err := http.ParseTime(response.Header.Get("Date")); err != nil {
+			t.Errorf("after %s: %v", path, err)
+		}
+		response.Header.Del("Date")
+		if response.StatusCode != 200 || response.ContentLength != 5 || string(body) != "plain" || len(response.Header) != 1 {
+			t.Errorf("after %s: %s %q %q", path, response.Status, response.Header, body)
+		}
+	}
+}
+
 // Two lengths of an answer's are none: it has the one that its body has.
 func TestTwoLengthsGiven(t *testing.T) {
 	address := serve(t, func(w http.ResponseWriter, r *http.Request) {
