@@ -75,6 +75,8 @@ func TestGrounds(t *testing.T) {
 		"not what is true by default":   {"default h := true\nh := false if startswith(input.key, \"a\")\nallow if not h", map[string]string{"a": allowed, "b": refused}},
 		"something else by default":     {"default h := \"b\"\nh := input.key if startswith(input.key, \"a\")\nallow if h == \"b\"", map[string]string{"a": refused, "b": allowed}},
 		"a value that may be another":   {"h := \"b\" if upper(input.key) == \"AB\"\nh := \"a\" if startswith(input.key, \"a\")\nallow if h == \"a\"", map[string]string{"a": allowed, "ab": fails}},
+		"the key, or another value":     {"h := \"b\" if upper(input.key) == \"AB\"\nh := input.key if startswith(input.key, \"a\")\nallow if startswith(h, \"a\")", map[string]string{"a": allowed, "ab": fails, "b": refused}},
+		"values that differ, all true":  {"h := \"a\" if startswith(input.key, \"a\")\nh := \"b\" if endswith(input.key, \"b\")\nallow if h", map[string]string{"a": allowed, "b": allowed, "ab": fails, "c": refused}},
 		"values that differ":            {"h := \"a\" if startswith(input.key, \"a\")\nh := \"b\" if endswith(input.key, \"b\")\nallow if h == \"a\"", map[string]string{"a": allowed, "b": refused, "ab": fails}},
 		"yes is not true":               {"allow := \"yes\" if startswith(input.key, \"a\")", map[string]string{"a": refused}},
 		"the time":                      {"allow if { startswith(input.key, \"a\"); time.now_ns() > 0 }\nallow if startswith(input.key, \"b\")", map[string]string{"a": allowed, "b": atOnce}},
