@@ -379,7 +379,7 @@ func (w *docsWorld) run(t *testing.T, text string) string {
 	c.Dir = w.dir
 	c.Env = []string{
 		"PATH=" + filepath.Join(w.dir, "bin") + ":" + os.Getenv("PATH"), "HOME=" + w.dir, "AWS_PAGER=",
-		"PYENV_ROOT=" + os.Getenv("PYENV_ROOT"), "AWS_EC2_METADATA_DISABLED=true", "TOKEN=" + w.web,
+		"PYENV_ROOT=" + os.Getenv("PYENV_ROOT"), "AWS_EC2_METADATA_DISABLED=true", "GORACE=" + os.Getenv("GORACE"), "TOKEN=" + w.web,
 	}
 	if home := os.Getenv("HOME"); os.Getenv("PYENV_ROOT") == "" { // pyenv, which many have aws by, keeps itself there
 		c.Env = append(c.Env, "PYENV_ROOT="+filepath.Join(home, ".pyenv"))

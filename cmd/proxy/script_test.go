@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"os"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -10,6 +11,7 @@ import (
 
 // TestScripts runs the built program as its users do: each file is a session at a shell.
 func TestScripts(t *testing.T) {
+	t.Parallel()
 	program, err := world.ProxyProgram(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -18,6 +20,7 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("PROXY", program)
+			e.Setenv("GORACE", os.Getenv("GORACE"))
 			return nil
 		},
 	})

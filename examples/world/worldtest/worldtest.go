@@ -24,6 +24,9 @@ const Bucket = "artifacts"
 // Main is the whole of TestMain, and the first call in one that does more.
 func Main(m *testing.M) {
 	world.Main()
+	if os.Getenv("GORACE") == "" {
+		os.Setenv("GORACE", "atexit_sleep_ms=20") // else a program with the race detector takes a second to end, and tests run hundreds
+	}
 	os.Unsetenv("AWS_CA_BUNDLE") // it breaks SDK clients that are given an HTTP client
 	os.Exit(m.Run())
 }
