@@ -180,6 +180,7 @@ func (a *authority) wait(t *testing.T, name string, good func(*x509.Certificate)
 func anyCertificate(*x509.Certificate) bool { return true }
 
 func TestACMEIssuesByEachChallenge(t *testing.T) {
+	t.Parallel()
 	for _, challenge := range []string{challengeHTTP, challengeALPN} {
 		t.Run(challenge, func(t *testing.T) {
 			t.Parallel()
@@ -230,15 +231,22 @@ func TestACMERestartKeepsTheCertificate(t *testing.T) {
 
 func TestACMERenews(t *testing.T) {
 	t.Parallel()
-	a := newAuthority(t, 12, "", "")
-	a.serve(t, a.config(t, nil), pace{check: 500 * time.Millisecond, window: .5})
-	first := a.wait(t, a.name, anyCertificate)
-	second := a.wait(t, a.name, func(c *x509.Certificate) bool { return !c.Equal(first) })
-	if !second.NotAfter.After(first.NotAfter) {
-		t.Errorf("renewed until %v, was until %v", second.NotAfter, first.NotAfter)
-	}
-	if now := time.Now(); now.After(first.NotAfter) {
-		t.Errorf("renewed %v after the first had expired", now.Sub(first.NotAfter))
+	for {
+		a := newAuthority(t, 12, "", "")
+		watch := machine.Watch(t)
+		a.serve(t, a.config(t, nil), pace{check: 500 * time.Millisecond, window: .5})
+		first := a.wait(t, a.name, anyCertificate)
+		if first.SerialNumber.BitLen()%8 == 0 { // DER has a zero before it, by which Pebble does not know it again: once in 256
+			continue
+		}
+		second := a.wait(t, a.name, func(c *x509.Certificate) bool { return !c.Equal(first) })
+		if !second.NotAfter.After(first.NotAfter) {
+			t.Errorf("renewed until %v, was until %v", second.NotAfter, first.NotAfter)
+		}
+		if late := time.Since(first.NotAfter); late > watch.Excuse() {
+			t.Errorf("renewed %v after the first had expired", late)
+		}
+		return
 	}
 }
 
@@ -423,6 +431,7 @@ func TestACMEStaplesOCSP(t *testing.T) {
 // TestACMEServesWithoutOCSP: a responder that is broken, lies or says nothing must not keep the proxy from serving; what is
 // not good is not stapled.
 func TestACMEServesWithoutOCSP(t *testing.T) {
+	t.Parallel()
 	for name, fault := range map[string]http.HandlerFunc{
 		"down":    func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) },
 		"nothing": func(w http.ResponseWriter, _ *http.Request) {},
