@@ -52,6 +52,7 @@ func random(t *testing.T, size int) (file string, content []byte) {
 }
 
 func TestMinioGo(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, world.Options{}, world.ProxyOptions{})
 	u, err := url.Parse(r.proxy.URL)
 	if err != nil {
@@ -123,6 +124,7 @@ func (r *rig) ways(t *testing.T, token string) map[string][]string {
 }
 
 func TestAWSCLI(t *testing.T) {
+	t.Parallel()
 	for _, secure := range []bool{false, true} {
 		t.Run(map[bool]string{false: "http", true: "https"}[secure], func(t *testing.T) {
 			r := newRig(t, world.Options{}, world.ProxyOptions{TLS: secure})
@@ -157,6 +159,7 @@ func TestAWSCLI(t *testing.T) {
 }
 
 func TestBoto3(t *testing.T) {
+	t.Parallel()
 	if out, err := exec.Command("python3", "-c", "import boto3").CombinedOutput(); err != nil {
 		t.Skipf("boto3 is not on this machine: %s", out)
 	}
@@ -193,6 +196,7 @@ assert len(answer["Deleted"]) == 2 and [e["Key"] for e in answer["Errors"]] == [
 }
 
 func TestCurl(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, world.Options{}, world.ProxyOptions{TLS: true})
 	file, content := random(t, 1<<20)
 	back := filepath.Join(t.TempDir(), "back.bin")

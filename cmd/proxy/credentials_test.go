@@ -28,6 +28,7 @@ func rolesPolicy(t *testing.T) string {
 
 // AWS verifies the workspace's own token, which a session carries along: the proxy's own credentials are not asked for.
 func TestWebIdentity(t *testing.T) {
+	t.Parallel()
 	const section = "backends[0].credentials.web_identity."
 	r := newRig(t, world.Options{}, world.ProxyOptions{Credentials: "web_identity", PolicyDir: rolesPolicy(t), Set: map[string]any{
 		section + "allowed_roles": []any{world.RoleARN("sluice-*")}, section + "duration": "20m",
@@ -155,6 +156,7 @@ func TestStaticSessionToken(t *testing.T) {
 
 // The chain, and what is signed with it: where the request goes and for which region.
 func TestDefaultChain(t *testing.T) {
+	t.Parallel()
 	backend := newHeard(t)
 	r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{
 		"backends[0].endpoint": backend.URL, "backends[0].region": "eu-north-1", "backends[0].credentials": map[string]any{"default_chain": map[string]any{}},

@@ -19,19 +19,22 @@ import (
 
 // Every failure that the doctor can name, with just that broken.
 func TestDoctor(t *testing.T) {
+	t.Parallel()
 	external := []world.Role{{ARN: world.RoleARN("sluice-default"), ExternalID: "known"}}
 	late := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Date", time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat))
 		_, _ = io.WriteString(w, "<ListAllMyBucketsResult/>")
 	}))
-	defer late.Close()
+	t.Cleanup(late.Close)
 	web := httptest.NewServer(http.NotFoundHandler())
-	defer web.Close()
+	t.Cleanup(web.Close)
 	// Fixed keys of the S3 server's own, and then one thing about them wrong.
-	static := func(t *testing.T, w *world.World, id, secret string) map[string]any {
-		t.Setenv("S3_KEY_ID", cmp.Or(id, w.Root.AccessKeyID))
-		t.Setenv("S3_SECRET", cmp.Or(secret, w.Root.SecretAccessKey))
-		return map[string]any{"backends[0].credentials": map[string]any{"static": map[string]any{"access_key_id_env": "S3_KEY_ID", "secret_access_key_env": "S3_SECRET"}}}
+	static := func(t *testing.T, w *world.World, dir, id, secret string) map[string]any {
+		write(t, filepath.Join(dir, "id"), cmp.Or(id, w.Root.AccessKeyID))
+		write(t, filepath.Join(dir, "secret"), cmp.Or(secret, w.Root.SecretAccessKey))
+		return map[string]any{"backends[0].credentials": map[string]any{"static": map[string]any{
+			"access_key_id_file": filepath.Join(dir, "id"), "secret_access_key_file": filepath.Join(dir, "secret"),
+		}}}
 	}
 	cases := map[string]struct {
 		world    world.Options
@@ -70,6 +73,7 @@ func TestDoctor(t *testing.T) {
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			w, err := world.Start(t.Context(), c.world)
 			if err != nil {
 				t.Fatal(err)
@@ -86,7 +90,7 @@ func TestDoctor(t *testing.T) {
 			write(t, filepath.Join(dir, "policy", "authz.rego"), string(policy))
 			set := maps.Clone(c.set)
 			if c.keys != nil {
-				set = static(t, w, c.keys[0], c.keys[1])
+				set = static(t, w, dir, c.keys[0], c.keys[1])
 			}
 			config, err := w.ProxyConfig(world.ProxyOptions{Dir: dir, PolicyDir: filepath.Join(dir, "policy"), Set: set})
 			if err != nil {

@@ -14,6 +14,7 @@ import (
 )
 
 func TestExplain(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, world.Options{}, world.ProxyOptions{})
 	token := filepath.Join(t.TempDir(), "token")
 	write(t, token, r.Workspace("env-1", "web", "dev@acme.com"))
@@ -138,6 +139,7 @@ func TestExplain(t *testing.T) {
 
 // TestExplainRefusedBesides: policy is not all that refuses. What explain says of a request is what the proxy does with it.
 func TestExplainRefusedBesides(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "a.rego"), "package s3.authz\nallow := true\nrole := \"arn:aws:iam::123456789012:role/x\" if startswith(input.key, \"role/\")\n")
 	r := newRig(t, world.Options{}, world.ProxyOptions{PolicyDir: dir, Credentials: "static", Set: map[string]any{"backends[0].buckets": []string{worldtest.Bucket}}})
@@ -176,6 +178,7 @@ func TestExplainRefusedBesides(t *testing.T) {
 // TestShadow: what the candidate would do otherwise is in the event, in a metric and in the log for people; that it
 // cannot be loaded is told, and stops nobody.
 func TestShadow(t *testing.T) {
+	t.Parallel()
 	candidate := t.TempDir()
 	rego := filepath.Join(candidate, "a.rego")
 	write(t, rego, "package s3.authz\nallow if input.key != \"web/x\"\nreasons contains \"not x\"\n")
@@ -219,6 +222,7 @@ func TestShadow(t *testing.T) {
 // TestShadowRefusedEitherWay: who is refused by both policies sees no difference, whatever each refuses it for; nor does
 // a replay of what was refused.
 func TestShadowRefusedEitherWay(t *testing.T) {
+	t.Parallel()
 	inForce, candidate := t.TempDir(), t.TempDir()
 	write(t, filepath.Join(inForce, "a.rego"), "package s3.authz\nallow if input.action == \"s3:PutObject\"\nlimits := {\"max_object_bytes\": 4}\n")
 	write(t, filepath.Join(candidate, "a.rego"), "package s3.authz\nallow if {\ninput.action == \"s3:PutObject\"\nstartswith(input.key, \"small/\")\n}\nlimits := {\"max_object_bytes\": 2}\n")

@@ -46,6 +46,7 @@ func keys() map[string]reflect.Type {
 
 // TestEveryKeyIsDocumented: by its name, on some page of docs/.
 func TestEveryKeyIsDocumented(t *testing.T) {
+	t.Parallel()
 	var pages []byte
 	names, _ := filepath.Glob(filepath.Join(moduleRoot, "docs/*.md"))
 	for _, name := range names {
@@ -105,6 +106,7 @@ var toldAt = map[string]string{
 // TestNonsenseIsRefused: of every key that there is, a value of the wrong kind, and one of the right kind that means
 // nothing, is told by `proxy check` with the key's path in front and what would do behind.
 func TestNonsenseIsRefused(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "policy.rego"), []byte("package s3.authz\nallow := false\n"))
 	write(t, filepath.Join(dir, "creds"), []byte("x"))

@@ -33,9 +33,20 @@ func front(t *testing.T, h http.Handler, idle time.Duration) (address string) {
 		t.Fatal(err)
 	}
 	server := newS3Server(h, nil, certs.tls, Limits{HeaderTimeout: 10 * time.Second, IdleTimeout: idle}, log.New(io.Discard, "", 0))
-	go server.Serve(listener)
+	go server.Serve(narrow{listener})
 	t.Cleanup(func() { server.Close() })
 	return listener.Addr().String()
+}
+
+// narrow has connections that hold little of what is not read, so that little has to be sent until none takes more.
+type narrow struct{ net.Listener }
+
+func (l narrow) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err == nil {
+		_ = conn.(*net.TCPConn).SetWriteBuffer(4 << 10)
+	}
+	return conn, err
 }
 
 // connect speaks proto, through as small a buffer as there is.

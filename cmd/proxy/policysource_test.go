@@ -81,6 +81,7 @@ func (r *rig) restart(t *testing.T) {
 // TestPolicySources: what is published in an OCI registry, or committed to a repository that is reached by ssh, is what
 // the running program enforces; what is bad is not; and neither is needed to start again.
 func TestPolicySources(t *testing.T) {
+	t.Parallel()
 	sources := map[string]func(t *testing.T) (section map[string]any, publish func(rego string) (revision string), down func(bool)){
 		"registry": func(t *testing.T) (map[string]any, func(string) string, func(bool)) {
 			o := policytest.NewRegistry(t)

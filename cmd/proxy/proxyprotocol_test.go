@@ -13,6 +13,7 @@ import (
 
 // TestProxyProtocol: a load balancer's word for where a request comes from counts, and nobody else's.
 func TestProxyProtocol(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name, trusted, header string
 		status                int

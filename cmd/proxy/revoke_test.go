@@ -59,6 +59,7 @@ func (r *rig) exchange(t *testing.T, client *http.Client, token string) aws.Cred
 // Whoever is revoked has cut what is in flight, both ways, whatever they showed and whatever they speak, within a second; and
 // the backend keeps nothing of an upload.
 func TestRevokedInFlight(t *testing.T) {
+	t.Parallel()
 	for _, secure := range []bool{false, true} {
 		r := newRig(t, world.Options{}, world.ProxyOptions{TLS: secure})
 		r.store(t, "web/large", make([]byte, 32<<20))

@@ -92,6 +92,7 @@ func code(err error) string {
 }
 
 func TestMainPath(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, world.Options{}, world.ProxyOptions{})
 	ctx := context.Background()
 	web := r.client(r.Workspace("env-1", "web", "dev@acme.com"))

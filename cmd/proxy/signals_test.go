@@ -55,6 +55,7 @@ func until(t *testing.T, what string, ok func() bool) {
 }
 
 func TestDrain(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, world.Options{}, world.ProxyOptions{})
 	r.store(t, "web/large", make([]byte, 32<<20))
 	response := r.get(t, "/artifacts/web/large") // too large for the buffers between
@@ -143,6 +144,7 @@ const revokeOther = `{"session": "other"}`
 
 // What is cut then, on its way down or up, is the proxy's doing and not its client's.
 func TestDrainIsBounded(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{"shutdown_timeout": "200ms"}})
 	r.store(t, "web/large", make([]byte, 32<<20))
 	r.get(t, "/artifacts/web/large")
@@ -184,6 +186,7 @@ func TestDrainIsBounded(t *testing.T) {
 
 // What was in flight when the process died has its event at the next start.
 func TestKilled(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, world.Options{}, world.ProxyOptions{})
 	r.store(t, "web/large", make([]byte, 32<<20))
 	r.get(t, "/artifacts/web/large")
@@ -207,6 +210,7 @@ func TestKilled(t *testing.T) {
 }
 
 func TestReload(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	policy := filepath.Join(dir, "policy")
 	if err := os.Mkdir(policy, 0o755); err != nil {
@@ -249,6 +253,7 @@ func TestReload(t *testing.T) {
 
 // What takes a restart is told on every reload while it is not what the process runs with, and then no longer.
 func TestReloadTellsWhatIsNotInForce(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, world.Options{}, world.ProxyOptions{})
 	config, err := os.ReadFile(r.proxy.ConfigFile)
 	if err != nil {
@@ -282,6 +287,7 @@ func TestReloadTellsWhatIsNotInForce(t *testing.T) {
 
 // A secret that everybody may read, or write, is told of at a reload as at the start.
 func TestReloadTellsOfOpenFiles(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, world.Options{}, world.ProxyOptions{})
 	if strings.Contains(r.proxy.Log(), "open to every user") {
 		t.Errorf("told of files that are the proxy's alone:\n%s", r.proxy.Log())
@@ -304,6 +310,7 @@ func TestReloadTellsOfOpenFiles(t *testing.T) {
 
 // What a session used of its limits, and what it has in flight, outlives a reload.
 func TestReloadKeepsLimits(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{"limits.requests_per_second": 0.02, "limits.in_flight": 1}})
 	r.store(t, "web/x", []byte("x"))
 	config, err := os.ReadFile(r.proxy.ConfigFile)
@@ -343,6 +350,7 @@ func TestReloadKeepsLimits(t *testing.T) {
 
 // A lower limits.max_in_flight is in force after a reload. A higher one than at the start is not, and that is told.
 func TestReloadOfMaxInFlight(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{"limits.max_in_flight": 2}})
 	r.store(t, "web/x", []byte("x"))
 	r.store(t, "web/large", make([]byte, 32<<20)) // too large for the buffers between
@@ -503,6 +511,7 @@ func TestAdmin(t *testing.T) {
 // Killed while it revokes, again and again: what was acknowledged is in force at the next start, and no half-written file
 // keeps it from starting.
 func TestRevocationsSurviveKills(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	file := filepath.Join(dir, "revocations")
 	r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{"revocation.file": file}})
@@ -568,6 +577,7 @@ func TestRevocationsSurviveKills(t *testing.T) {
 
 // An upload that ends while the proxy drains has its answer, also over HTTP/2.
 func TestDrainAnswersTheLastStream(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, world.Options{}, world.ProxyOptions{TLS: true})
 	body, w := io.Pipe()
 	request, err := http.NewRequest("PUT", r.proxy.URL+"/artifacts/web/late", body)
@@ -605,6 +615,7 @@ func TestDrainAnswersTheLastStream(t *testing.T) {
 // TestLogIsOneFormat: what the packages below say of session keys and of the store of revocations is in the operator's log
 // and its format, the first failure to reach the store too.
 func TestLogIsOneFormat(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "revocations"), `{"schema": "sluice.revocations/1", "revocations": []}`) // so that it serves without the store
 	r := newRig(t, world.Options{}, world.ProxyOptions{Dir: dir, Set: map[string]any{

@@ -318,6 +318,7 @@ func TestTelemetryByGRPC(t *testing.T) {
 // TestEveryMetricNamedIsThere holds the documentation, the dashboard and the alert rules to what a running proxy
 // answers to Prometheus.
 func TestEveryMetricNamedIsThere(t *testing.T) {
+	t.Parallel()
 	to := newReceiver(t)
 	r := newRig(t, world.Options{TLS: true}, world.ProxyOptions{TLS: true, Set: map[string]any{
 		"telemetry.otlp.endpoint": to.URL, "limits.requests_per_second": .001,

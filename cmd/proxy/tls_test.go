@@ -46,6 +46,7 @@ func writePair(t *testing.T, files Files, name string) {
 }
 
 func TestTLSFilesReload(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	files := Files{Cert: filepath.Join(dir, "tls.crt"), Key: filepath.Join(dir, "tls.key")}
 	writePair(t, files, "first.test")
@@ -114,6 +115,7 @@ func TestTLSFilesReload(t *testing.T) {
 // TestTLSFilesSwappedByKubernetes: a mounted Secret changes by a link to its directory that is renamed over. Both files may be
 // as old and as long as those before.
 func TestTLSFilesSwappedByKubernetes(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	then := time.Now().Add(-time.Hour)
 	publish := func(version, name string) {

@@ -15,6 +15,7 @@ import (
 // T13: an upload that is broken off stores nothing, and leaves what was there. versitygw takes the end of a stream for
 // the end of the object, be it TCP's or TLS's.
 func TestT13UploadsBrokenOffStoreNothing(t *testing.T) {
+	t.Parallel()
 	for name, secure := range map[string]bool{"http": false, "https": true} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, world.Options{TLS: secure}, world.ProxyOptions{})
