@@ -1,17 +1,11 @@
 package identity_test
 
 import (
-	"crypto"
-	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/coreos/go-oidc/v3/oidc"
-	"github.com/go-jose/go-jose/v4"
 
 	"github.com/sluice-s3/sluice/proxy/identity"
 	"github.com/sluice-s3/sluice/proxy/identity/oidctest"
@@ -44,50 +38,6 @@ func FuzzToken(f *testing.F) {
 		}
 		if message := err.Error(); strings.Contains(message, parts[2]) || len(message) > 2000 {
 			t.Fatalf("message %q", message)
-		}
-	})
-}
-
-// FuzzClaimsAsGoOIDC: of a token that is accepted, go-oidc reads the same in the claims that it knows.
-func FuzzClaimsAsGoOIDC(f *testing.F) {
-	issuer := newIssuer(f, oidctest.Options{Algorithm: "EdDSA"})
-	key := issuer.Key()
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.SignatureAlgorithm(key.Algorithm), Key: key}, nil)
-	if err != nil {
-		f.Fatal(err)
-	}
-	a := trust(f, issuer)
-	theirs := oidc.NewVerifier(issuer.URL(), &oidc.StaticKeySet{PublicKeys: []crypto.PublicKey{key.Public().Key}},
-		&oidc.Config{SupportedSigningAlgs: []string{key.Algorithm}, SkipClientIDCheck: true})
-	now := time.Now().Unix()
-	for _, more := range []string{
-		``, `,"sub":"x"`, `,"Sub":"x"`, `,"ſub":"x"`, `,"ISS":"x"`, `,"aUd":"x"`, `,"Iat":1`, `,"exP":1`, `,"nonce":1`, `,"_claim_names":{"a":"b"}`,
-		`,"\u0053ub":"x"`, `,"sub ":"x"`, `,"nbf":1`, `,"Nbf":99999999999`, `,"azp":["x"]`,
-	} {
-		f.Add(more, `"me"`, now)
-	}
-	f.Add(``, `"\ud800"`, now-1)
-	f.Fuzz(func(t *testing.T, more, subject string, issued int64) {
-		payload := fmt.Sprintf(`{"iss":%q,"aud":[%q],"exp":%d,"iat":%d,"sub":%s%s}`, issuer.URL(), forUs, now+3600, issued, subject, more)
-		signed, err := signer.Sign([]byte(payload))
-		if err != nil {
-			t.Fatal(err)
-		}
-		token, err := signed.CompactSerialize()
-		if err != nil {
-			t.Fatal(err)
-		}
-		id, err := a.VerifyToken(t.Context(), token)
-		if err != nil {
-			return
-		}
-		checked, err := theirs.Verify(t.Context(), token)
-		if err != nil {
-			return // it also reads claims that nobody here needs, such as nonce
-		}
-		if id.Issuer != checked.Issuer || id.Subject != checked.Subject || !slices.Equal(id.Audience, checked.Audience) ||
-			id.IssuedAt.Unix() != checked.IssuedAt.Unix() || id.Expires.Unix() != checked.Expiry.Unix() {
-			t.Errorf("%s\nhave %+v\nwant %+v", payload, id, checked)
 		}
 	})
 }

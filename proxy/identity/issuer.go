@@ -28,6 +28,8 @@ type issuer struct {
 	attributes attributeClaims
 	session    string // claim; "" = the workspace attribute, else sub
 	keys       *keySet
+
+	algorithmNames []string // as go-oidc wants them
 }
 
 // requirement is one entry of required_claims.
@@ -86,6 +88,9 @@ func newIssuer(c *IssuerConfig) *issuer {
 	}
 	if len(is.algorithms) == 0 {
 		is.algorithms = defaultAlgorithms
+	}
+	for _, algorithm := range is.algorithms {
+		is.algorithmNames = append(is.algorithmNames, string(algorithm))
 	}
 	for _, claim := range slices.Sorted(maps.Keys(c.RequiredClaims)) {
 		values, _ := requiredValues(c.RequiredClaims[claim]) // checked

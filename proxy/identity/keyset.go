@@ -64,7 +64,8 @@ var defaultKeyTiming = keyTiming{
 }
 
 // keySet is the keys of one issuer. go-oidc's RemoteKeySet fetches once for each token it cannot verify, keeps
-// withdrawn keys for ever, reads bodies of any size and does not look at what a key is for; hence this one.
+// withdrawn keys for ever, reads bodies of any size and does not look at what a key is for; hence this one, which has
+// such a set for each key.
 type keySet struct {
 	issuer string
 	file   string       // static keys instead of discovery
@@ -97,6 +98,7 @@ type keys struct{ list []*key }
 // key is a public key and what it may verify.
 type key struct {
 	jwk        jose.JSONWebKey
+	set        *oidc.RemoteKeySet // of it alone
 	algorithms []jose.SignatureAlgorithm
 	id         string // kid and thumbprint: equal for equal keys of two fetches
 }
@@ -218,12 +220,12 @@ func (s *keySet) inherit(from *keySet) {
 
 // verify checks the signature of a token. Its errors are *Error: BadToken where the keys are known not to match,
 // Unavailable where that cannot be told.
-func (s *keySet) verify(ctx context.Context, jws *jose.JSONWebSignature) (payload []byte, by *key, of *keys, err error) {
+func (s *keySet) verify(ctx context.Context, t *token, raw string) (payload []byte, by *key, of *keys, err error) {
 	of = s.current.Load()
-	if payload, by = of.verify(jws); by != nil {
+	if payload, by = of.verify(ctx, t, raw); by != nil {
 		return payload, by, of, nil
 	}
-	kid := jws.Signatures[0].Protected.KeyID
+	kid := t.kid
 	var down error
 	// A fetch that was under way when the token came may have been answered before its key was published, so where
 	// that does not help, one more is tried.
@@ -234,7 +236,7 @@ func (s *keySet) verify(ctx context.Context, jws *jose.JSONWebSignature) (payloa
 		}
 		if now := s.current.Load(); now != of {
 			of = now
-			if payload, by = of.verify(jws); by != nil {
+			if payload, by = of.verify(ctx, t, raw); by != nil {
 				return payload, by, of, nil
 			}
 		}
@@ -322,17 +324,17 @@ func (s *keySet) status() IssuerStatus {
 	return status
 }
 
-// verify tries the keys that may have signed jws.
-func (k *keys) verify(jws *jose.JSONWebSignature) ([]byte, *key) {
-	header := jws.Signatures[0].Protected
+// verify tries the keys that may have signed a token. ctx is the one that go-oidc's verifier made.
+func (k *keys) verify(ctx context.Context, t *token, raw string) ([]byte, *key) {
+	ctx = context.WithoutCancel(ctx) // nothing is waited for
 	for _, key := range k.list {
-		if header.KeyID != "" && header.KeyID != key.jwk.KeyID {
+		if t.kid != "" && t.kid != key.jwk.KeyID {
 			continue // two keys may have one kid, so a mismatch below ends nothing
 		}
-		if !slices.Contains(key.algorithms, jose.SignatureAlgorithm(header.Algorithm)) {
+		if !slices.Contains(key.algorithms, t.algorithm) {
 			continue
 		}
-		if payload, err := jws.Verify(key.jwk.Key); err == nil {
+		if payload, err := key.set.VerifySignature(ctx, raw); err == nil {
 			return payload, key
 		}
 	}
@@ -480,9 +482,34 @@ func parseKeys(data []byte) (list []*key, private []string, err error) {
 			return nil, nil, fmt.Errorf("more than %d keys", maxKeys)
 		}
 		id := jwk.KeyID + "\n" + jwk.Algorithm + "\n" + base64.RawURLEncoding.EncodeToString(thumbprint)
-		list = append(list, &key{jwk: jwk, algorithms: algorithms, id: id})
+		set, err := setOf(jwk)
+		if err != nil {
+			continue
+		}
+		list = append(list, &key{jwk: jwk, set: set, algorithms: algorithms, id: id})
 	}
 	return list, private, nil
+}
+
+// setOf is go-oidc's RemoteKeySet of one key. Of its key sets this is the one that takes the token as the verifier has
+// parsed it, which is half the work; what it fetches, once and for each token that the key does not verify, is here.
+func setOf(jwk jose.JSONWebKey) (*oidc.RemoteKeySet, error) {
+	published, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: jwk.Key, KeyID: jwk.KeyID}}})
+	if err != nil {
+		return nil, err
+	}
+	ctx := oidc.ClientContext(context.Background(), &http.Client{Transport: memory(published)})
+	return oidc.NewRemoteKeySet(ctx, "https://memory.invalid/"), nil
+}
+
+// memory answers every request with the same JSON.
+type memory []byte
+
+func (m memory) RoundTrip(r *http.Request) (*http.Response, error) {
+	return &http.Response{
+		Status: "200 OK", StatusCode: http.StatusOK, Header: http.Header{"Content-Type": {"application/json"}},
+		Body: io.NopCloser(bytes.NewReader(m)), ContentLength: int64(len(m)), Request: r,
+	}, nil
 }
 
 // algorithmsOf is what a key may verify: what its type can, and of that only its own alg where it has one. A token's

@@ -39,7 +39,7 @@ func (a *Authenticator) Logout(ctx context.Context, raw string) error {
 	if err := t.checkAudience(); err != nil {
 		return err
 	}
-	if err := t.checkSignature(ctx); err != nil {
+	if err := t.checkLogoutSignature(ctx, raw, sid); err != nil {
 		return err
 	}
 	// After the signature, or else anybody could find out what has been used.
@@ -73,4 +73,19 @@ func (t *token) isLogout() bool {
 	events, _ := t.claims["events"].(map[string]any)
 	_, ok := events[logoutEvent].(map[string]any)
 	return ok
+}
+
+// checkLogoutSignature lets go-oidc verify the token by our keys, and agree on what it says.
+func (t *token) checkLogoutSignature(ctx context.Context, raw, sid string) error {
+	checked, err := t.verifier().VerifyLogout(ctx, raw)
+	if t.err != nil {
+		return t.err
+	}
+	if err != nil || t.key == nil {
+		return &Error{Kind: BadToken, Message: "the logout token does not verify", Err: err}
+	}
+	if checked.SessionID != sid || checked.TokenID != t.id {
+		return badToken("the token has a claim twice, in different spellings")
+	}
+	return t.agrees(checked.Issuer, checked.Subject, checked.Audience, checked.IssuedAt)
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -13,6 +12,7 @@ import (
 	"time"
 	"unique"
 
+	"github.com/coreos/go-oidc/v3/oidc"
 	"github.com/go-jose/go-jose/v4"
 	strictjson "github.com/go-jose/go-jose/v4/json"
 )
@@ -73,7 +73,7 @@ func (a *Authenticator) verify(ctx context.Context, raw string) (*verified, erro
 	if err := t.checkAudience(); err != nil {
 		return nil, err
 	}
-	if err := t.checkSignature(ctx); err != nil {
+	if err := t.checkSignature(ctx, raw); err != nil {
 		return nil, err
 	}
 	if err := t.checkParty(); err != nil {
@@ -101,10 +101,11 @@ func (a *Authenticator) verify(ctx context.Context, raw string) (*verified, erro
 
 // token is one being verified.
 type token struct {
-	jws    *jose.JSONWebSignature
-	typ    string // in lower case
-	claims map[string]any
-	issuer *issuer
+	kid       string
+	algorithm jose.SignatureAlgorithm
+	typ       string // in lower case
+	claims    map[string]any
+	issuer    *issuer
 
 	subject  string
 	audience []string
@@ -114,6 +115,7 @@ type token struct {
 
 	key  *key  // that verified it
 	keys *keys // where key was
+	err  error // of the signature: go-oidc flattens errors to text
 }
 
 // parseToken reads a token as far as finding its issuer, without believing any of it.
@@ -124,23 +126,18 @@ func (a *Authenticator) parseToken(raw string) (*token, error) {
 	if problem := shapeProblem(raw); problem != "" {
 		return nil, badToken("the token is not a signed JWT: %s", problem)
 	}
-	jws, err := jose.ParseSignedCompact(raw, asymmetric)
+	header, rest, _ := strings.Cut(raw, ".")
+	payload, _, _ := strings.Cut(rest, ".")
+	t := &token{}
+	if err := t.readHeader(header); err != nil {
+		return nil, err
+	}
+	data, err := base64url.DecodeString(payload)
 	if err != nil {
-		var algorithm *jose.ErrUnexpectedSignatureAlgorithm
-		if errors.As(err, &algorithm) {
-			return nil, badToken("the token's algorithm is %.20q: only asymmetric signatures are accepted, such as RS256 and ES256", algorithm.Got)
-		}
-		// Not err's text: it may quote what it could not read.
-		return nil, badToken("the token is not a signed JWT: its header or payload cannot be read")
+		// Not err's text, here and above: it may quote what it could not read.
+		return nil, badToken("the token is not a signed JWT: its payload cannot be read")
 	}
-	t := &token{jws: jws}
-	if err := t.readHeader(raw); err != nil {
-		return nil, err
-	}
-	if t.claims, err = decodeClaims(jws.UnsafePayloadWithoutVerification()); err != nil {
-		return nil, err
-	}
-	if err := oneSpelling(t.claims); err != nil {
+	if t.claims, err = decodeClaims(data); err != nil {
 		return nil, err
 	}
 	name, ok := t.claims["iss"].(string)
@@ -150,9 +147,8 @@ func (a *Authenticator) parseToken(raw string) (*token, error) {
 	if t.issuer = a.issuers[name]; t.issuer == nil {
 		return nil, a.unknownIssuer(name)
 	}
-	algorithm := jose.SignatureAlgorithm(jws.Signatures[0].Protected.Algorithm)
-	if !slices.Contains(t.issuer.algorithms, algorithm) {
-		return nil, badToken("the token is signed with %s: of issuer %s this proxy accepts %s", algorithm, name, joined(t.issuer.algorithms))
+	if !slices.Contains(t.issuer.algorithms, t.algorithm) {
+		return nil, badToken("the token is signed with %s: of issuer %s this proxy accepts %s", t.algorithm, name, joined(t.issuer.algorithms))
 	}
 	if t.subject, ok = t.claims["sub"].(string); t.claims["sub"] != nil && !ok {
 		return nil, badToken("the token's sub claim is not a string")
@@ -172,7 +168,7 @@ var inToken = func() (in [256]bool) {
 	return in
 }()
 
-// shapeProblem tells what keeps raw from being three base64url parts. go-jose would also take line breaks.
+// shapeProblem tells what keeps raw from being three base64url parts. go-oidc would also take white space and JSON.
 func shapeProblem(raw string) string {
 	parts := 1
 	last := -1
@@ -210,8 +206,7 @@ func shapeProblem(raw string) string {
 
 // readHeader refuses a header that wants to say how it is to be verified: by a key of its own (jwk), by one that
 // would have to be fetched (jku, x5u), or by an extension (crit, b64).
-func (t *token) readHeader(raw string) error {
-	encoded, _, _ := strings.Cut(raw, ".")
+func (t *token) readHeader(encoded string) error {
 	data, err := base64url.DecodeString(encoded)
 	if err != nil {
 		return badToken("the token is not a signed JWT: its header cannot be read")
@@ -220,12 +215,17 @@ func (t *token) readHeader(raw string) error {
 	if err := strictjson.Unmarshal(data, &header); err != nil {
 		return badToken("the token is not a signed JWT: its header cannot be read")
 	}
+	algorithm, _ := header["alg"].(string)
+	if t.algorithm = jose.SignatureAlgorithm(algorithm); !slices.Contains(asymmetric, t.algorithm) {
+		return badToken("the token's algorithm is %.20q: only asymmetric signatures are accepted, such as RS256 and ES256", algorithm)
+	}
 	for _, name := range []string{"crit", "jku", "x5u", "jwk", "b64"} {
 		if _, ok := header[name]; ok {
 			return badToken("the token's header has %q, which is not accepted", name)
 		}
 	}
-	if kid, ok := header["kid"].(string); header["kid"] != nil && !ok || len(kid) > 256 {
+	var ok bool
+	if t.kid, ok = header["kid"].(string); header["kid"] != nil && !ok || len(t.kid) > 256 {
 		return badToken("the token's kid is not a string of at most 256 bytes")
 	}
 	typ, ok := header["typ"].(string)
@@ -255,22 +255,6 @@ func decodeClaims(payload []byte) (map[string]any, error) {
 	}
 	tidy(object)
 	return object, nil
-}
-
-// registered are the claims that are read here, whatever the configuration says.
-var registered = []string{"iss", "sub", "aud", "exp", "iat", "nbf", "jti", "azp", "sid", "nonce", "events"}
-
-// oneSpelling refuses a claim that other readers would take for one of the registered: to Go's decoder, and so to go-oidc,
-// "Sub" is "sub", and of both it takes the last. Who sees the token after us, as STS does, is to see the same in it.
-func oneSpelling(claims map[string]any) error {
-	for name := range claims {
-		for _, known := range registered {
-			if strings.EqualFold(name, known) && name != known {
-				return badToken("the token has a claim %.40q, and of %s no other spellings are accepted", name, known)
-			}
-		}
-	}
-	return nil
 }
 
 // tidy makes the numbers those of encoding/json, which all readers of claims expect, and the names those that other
@@ -390,13 +374,41 @@ func (t *token) checkAudience() error {
 		joined(t.audience), joined(t.issuer.audiences))
 }
 
-// checkSignature verifies the token by its issuer's keys, and fills in by which. What was read of the token before is what
-// the signature covers.
-func (t *token) checkSignature(ctx context.Context) (err error) {
-	if _, t.key, t.keys, err = t.issuer.keys.verify(ctx, t.jws); err == nil && t.key == nil {
-		return badToken("the token does not verify")
+// checkSignature lets go-oidc verify the token by our keys.
+func (t *token) checkSignature(ctx context.Context, raw string) error {
+	checked, err := t.verifier().Verify(ctx, raw)
+	if t.err != nil {
+		return t.err
 	}
-	return err
+	if err != nil || t.key == nil {
+		return &Error{Kind: BadToken, Message: "the token does not verify", Err: err}
+	}
+	return t.agrees(checked.Issuer, checked.Subject, checked.Audience, checked.IssuedAt)
+}
+
+// verifier is go-oidc's, for this one token.
+func (t *token) verifier() *oidc.IDTokenVerifier {
+	return oidc.NewVerifier(t.issuer.name, t, &oidc.Config{
+		SupportedSigningAlgs: t.issuer.algorithmNames,
+		// Checked here: several audiences, leeway.
+		SkipClientIDCheck: true,
+		SkipExpiryCheck:   true,
+	})
+}
+
+// agrees holds our reading of the claims against go-oidc's, whose decoder takes "Sub" for "sub".
+func (t *token) agrees(issuer, subject string, audience []string, issued time.Time) error {
+	if issuer != t.issuer.name || subject != t.subject || !slices.Equal(audience, t.audience) || issued.Unix() != t.issued.Unix() {
+		return badToken("the token has a claim twice, in different spellings")
+	}
+	return nil
+}
+
+// VerifySignature implements oidc.KeySet for this one token.
+func (t *token) VerifySignature(ctx context.Context, raw string) ([]byte, error) {
+	var payload []byte
+	payload, t.key, t.keys, t.err = t.issuer.keys.verify(ctx, t, raw)
+	return payload, t.err
 }
 
 // checkParty refuses a token that was made for somebody else who is merely to show it to us as well. Where it is
