@@ -7,13 +7,17 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/sluice-s3/sluice/audit"
 	"github.com/sluice-s3/sluice/proxy"
+	"github.com/sluice-s3/sluice/proxy/s3test"
 	"github.com/sluice-s3/sluice/test/machine"
 )
 
@@ -121,4 +125,89 @@ func TestFormsCutShortAreTheClients(t *testing.T) {
 	must(t, err)
 	c.Close()
 	check(t, r.event(), map[string]any{"outcome": "aborted", "error": "RequestTimeout"})
+}
+
+// Streams of one connection, of two callers, have each their own answers and events, also where their calls are used again
+// and what a backend said is taken back.
+func TestStreamsHaveTheirOwn(t *testing.T) {
+	r := newRig(t, rigOptions{policy: ownPrefix + "filter_listing if input.action == \"s3:ListBucket\"\n"})
+	r.backend.Handle(func(w http.ResponseWriter, in *s3test.Request) {
+		whose := in.Path() + in.Query()
+		w.Header().Set("Etag", whose)
+		for i := range len(whose) % 20 { // beyond the room that an answer has for its fields, too
+			w.Header().Set(fmt.Sprint("X-Amz-Meta-", i), whose)
+		}
+		w.Header().Set("X-Sluice-Request-Id", "forged")
+		if strings.Contains(whose, "odd") {
+			w.WriteHeader(http.StatusNonAuthoritativeInfo)
+		} else if strings.Contains(whose, "gone") {
+			w.WriteHeader(http.StatusNotFound)
+		}
+		io.WriteString(w, whose)
+	})
+	server := httptest.NewUnstartedServer(r.proxy)
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	defer server.Close()
+	tokens := map[string]string{"web": r.token(), "api": r.token(map[string]any{"project_id": "api", "sub": "environment/env-2", "environment_id": "env-2"})}
+	const clients, each = 8, 30
+	type told struct{ target, project string }
+	var mu sync.Mutex
+	ids := map[string]told{}
+	var all sync.WaitGroup
+	for i := range clients {
+		all.Go(func() {
+			for n := range each {
+				project := []string{"web", "api"}[(i+n)%2]
+				key := fmt.Sprintf("%s/%d-%d%s", project, i, n, strings.Repeat("x", n))
+				target, status := "/b/"+key, 200
+				switch n % 5 {
+				case 1:
+					target, status = target+"-gone", 404
+				case 2:
+					target, status = "/b/others/"+key, 403
+				case 3:
+					target, status = "/b?list-type=2&prefix="+url.QueryEscape(key+"-odd"), 503
+				}
+				request, err := http.NewRequest("GET", server.URL+target, nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				request.Header.Set("Authorization", "Bearer "+tokens[project])
+				response, err := server.Client().Do(request)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				body, err := io.ReadAll(response.Body)
+				response.Body.Close()
+				id, etag := response.Header.Values("X-Sluice-Request-Id"), response.Header.Get("Etag")
+				passed := status == 200 || status == 404
+				if err != nil || response.ProtoMajor != 2 || response.StatusCode != status || len(id) != 1 || passed != (etag == target) || !passed && etag != "" || passed && string(body) != target {
+					t.Errorf("%s %s: %s %q %.200q, %v", response.Proto, target, response.Status, response.Header, body, err)
+					return
+				}
+				for name, values := range response.Header {
+					if strings.HasPrefix(strings.ToLower(name), "x-amz-meta-") && (!passed || values[0] != target) {
+						t.Errorf("%s: %s %q", target, name, values)
+					}
+				}
+				mu.Lock()
+				ids[id[0]] = told{target, project}
+				mu.Unlock()
+			}
+		})
+	}
+	all.Wait()
+	if t.Failed() {
+		return
+	}
+	for _, e := range r.events(clients * each) {
+		its, ok := ids[e.ID]
+		if !ok || e.Identity.Attributes.Project != its.project || e.Key != "" && "/b/"+e.Key != its.target {
+			t.Errorf("told %+v (%v), recorded %+v", its, ok, e)
+		}
+		delete(ids, e.ID)
+	}
 }
