@@ -256,6 +256,43 @@ func TestALineHasWhatChangedAfterTheJournal(t *testing.T) {
 	}
 }
 
+// Nor does what an event learns after it was journalled tell a key that is not to be recorded.
+func TestWhatChangedAfterTheJournalIsRedacted(t *testing.T) {
+	for name, redact := range map[string]Redact{"hashed": {Keys: []string{"*"}}, "dropped": {Drop: []string{"*"}}} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "audit.jsonl")
+			log, err := Open(t.Context(), Config{File: &File{Path: path}, Redact: redact})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r, err := log.Begin(time.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			id, begun := r.Event.ID, r.Event.Time
+			r.Event = typicalEvent()
+			r.Event.ID, r.Event.Time = id, begun
+			r.Event.Identity = log.Keep(r.Event.Identity)
+			if err := r.Journal(); err != nil {
+				t.Fatal(err)
+			}
+			key := r.Event.Key
+			r.Event.Error = "no such key: " + key
+			r.Commit()
+			if err := log.Close(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			raw, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(key) < 3 || !bytes.Contains(raw, []byte("no such key: ")) || bytes.Contains(raw, []byte(key)) {
+				t.Errorf("%q in %s", key, raw)
+			}
+		})
+	}
+}
+
 // changeNth changes the nth text, number or boolean in v; n is negative then.
 func changeNth(v reflect.Value, n *int) {
 	switch v.Kind() {
