@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -56,6 +57,9 @@ func serveBackend(conn *net.TCPConn, payload string) error {
 	defer body.Close()
 	in := bufio.NewReaderSize(conn, 32<<10)
 	out := make([]byte, 0, 70<<10)
+	var second int64
+	var date string
+	id := 0x17A5F3B600000000 | rand.Uint64N(1<<32)
 	for {
 		head, err := readHead(in)
 		if err != nil {
@@ -88,7 +92,16 @@ func serveBackend(conn *net.TCPConn, payload string) error {
 		if !isGet {
 			size = 0
 		}
-		out = append(out[:0], "HTTP/1.1 200 OK\r\nServer: bench\r\nDate: Mon, 23 Nov 2026 00:00:00 GMT\r\nETag: \"d41d8cd98f00b204e9800998ecf8427e\"\r\nLast-Modified: Mon, 23 Nov 2026 00:00:00 GMT\r\nAccept-Ranges: bytes\r\nContent-Type: application/octet-stream\r\nx-amz-request-id: 17A5F3B6D1C0E2F4\r\nContent-Length: "...)
+		// Two fields of each answer are its own, as S3's are, so that nobody's memory of the one before is flattered.
+		if now := time.Now().Unix(); now != second {
+			second, date = now, time.Unix(now, 0).UTC().Format(http.TimeFormat)
+		}
+		id++
+		out = append(out[:0], "HTTP/1.1 200 OK\r\nServer: bench\r\nDate: "...)
+		out = append(out, date...)
+		out = append(out, "\r\nETag: \"d41d8cd98f00b204e9800998ecf8427e\"\r\nLast-Modified: Mon, 23 Nov 2026 00:00:00 GMT\r\nAccept-Ranges: bytes\r\nContent-Type: application/octet-stream\r\nx-amz-request-id: "...)
+		out = strconv.AppendUint(out, id, 16)
+		out = append(out, "\r\nContent-Length: "...)
 		out = strconv.AppendInt(out, size, 10)
 		out = append(out, "\r\n\r\n"...)
 		small := size <= 64<<10
