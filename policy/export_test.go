@@ -14,8 +14,22 @@ func Load(ctx context.Context, dir string) (*Engine, error) {
 	return e, err
 }
 
-// Patient has e take an hour to decide. Where answers are compared, one that was late because the machine is busy is another.
-func Patient(e *Engine) { e.deadline = time.Hour }
+// Patient has e, and its shadow, take an hour to decide: an answer that was late because the machine is busy, or stood still,
+// is another.
+func Patient(e *Engine) {
+	e.deadline = time.Hour
+	if e.shadow != nil {
+		e.shadow.deadline = time.Hour
+	}
+}
+
+// Impatient has them take no longer than they do, once tests have made them patient.
+func Impatient(e *Engine) {
+	e.deadline = evalDeadline
+	if e.shadow != nil {
+		e.shadow.deadline = shadowDeadline
+	}
+}
 
 // DecidePlain decides by OPA alone.
 func (e *Engine) DecidePlain(ctx context.Context, q *Question) (*Decision, error) {

@@ -41,6 +41,7 @@ func openDir(t testing.TB, d string) *policy.Engine {
 	if err != nil {
 		t.Fatal(err)
 	}
+	policy.Patient(e)
 	return e
 }
 

@@ -23,6 +23,7 @@ func watched(t *testing.T, c policy.Config) (*policy.Engine, func(until func(pol
 		stop()
 		t.Fatal(err)
 	}
+	policy.Patient(e)
 	t.Cleanup(func() {
 		stop()
 		e.Wait()

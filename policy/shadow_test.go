@@ -36,6 +36,9 @@ func TestShadow(t *testing.T) {
 			if s := status.Shadow; s == nil || s.Revision == "" && s.Err == nil {
 				status = heard(func(s policy.Status) bool { return s.Shadow.Revision != "" || s.Shadow.Err != nil })
 			}
+			if test.err == "longer than" {
+				policy.Impatient(e)
+			}
 			watch := machine.Watch(t)
 			d := decide(t, e, question())
 			watch.Within(t, 500*time.Millisecond, "decided")

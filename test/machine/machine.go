@@ -77,28 +77,37 @@ var taken struct {
 type Stopwatch struct {
 	began time.Time
 	late  atomic.Int64 // by how much this process has been kept from running since, in nanoseconds
+	last  atomic.Int64 // until when that is known, in nanoseconds since began
 }
+
+const tick = 5 * time.Millisecond
 
 // Watch starts a Stopwatch, which runs until the test ends.
 func Watch(t testing.TB) *Stopwatch {
-	const tick = 5 * time.Millisecond
 	s := &Stopwatch{began: time.Now()}
 	ended := t.Context().Done()
 	go func() {
-		for last := time.Now(); ; {
+		for {
 			select {
 			case <-ended:
 				return
 			case <-time.After(tick):
 			}
-			now := time.Now()
-			if late := now.Sub(last) - tick; late > tick/2 { // timers are not exact
-				s.late.Add(int64(late))
-			}
-			last = now
+			s.late.Add(int64(s.overdue()))
+			s.last.Store(int64(s.Took()))
 		}
 	}()
 	return s
+}
+
+// overdue is by how much this process has been kept from running and does not know it yet: who stood still until now has had
+// no time to look.
+func (s *Stopwatch) overdue() time.Duration {
+	late := s.Took() - time.Duration(s.last.Load()) - tick
+	if late <= tick/2 { // timers are not exact
+		return 0
+	}
+	return late
 }
 
 // Took is the time since Watch.
@@ -107,7 +116,7 @@ func (s *Stopwatch) Took() time.Duration { return time.Since(s.began) }
 // Excuse is how much of that may be the machine's. It is ten times what this process was kept from running, since what is
 // timed is a chain of processes that wait for each other, and each of them is kept so. On a machine that has nothing else to
 // do it is as good as nothing.
-func (s *Stopwatch) Excuse() time.Duration { return 10 * time.Duration(s.late.Load()) }
+func (s *Stopwatch) Excuse() time.Duration { return 10 * (time.Duration(s.late.Load()) + s.overdue()) }
 
 // Within fails the test if what has been done since Watch took longer than promised, and the machine is no excuse.
 func (s *Stopwatch) Within(t testing.TB, promised time.Duration, what string) {
