@@ -25,6 +25,7 @@ type place struct {
 	allowed *Decision // what is decided then; nil where the terms vary
 	terms   *answer   // to what an allowed access is subject; nil = it varies, or is not understood
 	rules   []placed  // by number; nil where nothing is kept, for there would be too much of it
+	sought  bool      // tests and allowed are known, if there are any
 }
 
 // placeKey is all that a place depends on. The subject is the one itself, not a name of it: two identities are never
@@ -109,7 +110,8 @@ func (s *placeSlot) known(key *placeKey) *place {
 }
 
 // find is the place of the machine's access, or nil. What is asked for the first time is evaluated as it is; the
-// second time is the time to find out about it.
+// second time is the time to find out about it, and the third to look for grounds: each costs more than it saves who
+// never comes back.
 func (p *places) find(m *machine) *place {
 	key := placeOf(m.question, m.access)
 	if at := m.place; at != nil && at.placeKey == key { // the access before
@@ -117,6 +119,11 @@ func (p *places) find(m *machine) *place {
 	}
 	slot, hash := p.slotOf(&key)
 	if at := slot.known(&key); at != nil {
+		if at.rules != nil && !at.sought {
+			known := at
+			at = m.seek(known)
+			slot.place.CompareAndSwap(known, at)
+		}
 		return at.orNil()
 	}
 	at := slot.place.Load()
@@ -143,12 +150,11 @@ func (m *machine) unplaced() value { return m.giveUp() }
 
 // findOut runs the program for all requests of a place.
 func (m *machine) findOut(key placeKey) (at *place) {
-	fields := m.fields
+	defer m.leave(m.fields)
 	defer func() {
 		if recover() != nil {
-			at.rules, at.terms, at.tests, at.allowed = nil, nil, nil, nil // requests give up in the same way, or do not come there
+			at.rules, at.terms = nil, nil // requests give up in the same way, or do not come there
 		}
-		m.placing, m.place, m.fields = false, nil, fields
 	}()
 	// Strings of a request are parts of its header, which nobody wants to keep. These are kept side by side.
 	all := key.action + key.operation + key.bucket + key.backend
@@ -156,8 +162,7 @@ func (m *machine) findOut(key placeKey) (at *place) {
 		*s, all = all[:len(*s)], all[len(*s):]
 	}
 	at = &place{placeKey: key, rules: make([]placed, len(m.program.order))}
-	m.fields[0], m.fields[1], m.fields[2], m.fields[3] = key.action, key.operation, key.bucket, key.backend
-	m.placing, m.place, m.steps = true, at, 0
+	m.enter(at)
 	weight := len(at.rules)
 	for _, rs := range m.program.order {
 		r := m.findOutRule(rs)
@@ -175,6 +180,31 @@ func (m *machine) findOut(key placeKey) (at *place) {
 		}
 	}
 	at.terms = at.knownTerms(m.program)
+	return at
+}
+
+// enter has the machine evaluate for all requests of a place.
+func (m *machine) enter(at *place) {
+	m.fields[0], m.fields[1], m.fields[2], m.fields[3] = at.action, at.operation, at.bucket, at.backend
+	m.placing, m.place, m.steps = true, at, 0
+}
+
+// leave has it evaluate for one again.
+func (m *machine) leave(fields [len(accessFields)]string) {
+	m.placing, m.place, m.fields = false, nil, fields
+}
+
+// seek is a place that is known already, with its grounds.
+func (m *machine) seek(known *place) (at *place) {
+	defer m.leave(m.fields)
+	at = &place{placeKey: known.placeKey, terms: known.terms, rules: known.rules, sought: true}
+	at.used.Store(true)
+	defer func() {
+		if recover() != nil {
+			at.tests, at.allowed = nil, nil
+		}
+	}()
+	m.enter(at)
 	at.tests = m.grounds(at)
 	if at.terms != nil && at.tests != nil {
 		if d := join(m.program.revision, []answer{*at.terms}); d.Allow {
