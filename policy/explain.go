@@ -77,8 +77,8 @@ func (e *Engine) Explain(ctx context.Context, q *Question) (*Explanation, error)
 		d = &Decision{Verdicts: make([]Verdict, len(q.Accesses))}
 	}
 	x.Allow, x.Reasons, x.Role, x.SessionPolicy, x.FilterListing, x.Shadow = d.Allow, d.Reasons, d.Role, d.SessionPolicy, d.FilterListing, d.Shadow
-	if d.Limits != (Limits{}) {
-		x.Limits = &d.Limits
+	if limits := d.Limits; limits != (Limits{}) {
+		x.Limits = &limits
 	}
 	operation, request := stringTerm(q.Operation), requestTerm(q.Request)
 	for i := range q.Accesses {

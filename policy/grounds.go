@@ -229,14 +229,11 @@ func (m *machine) grounds(at *place) []test {
 	return inOrder(vetoes, grounds)
 }
 
-// inOrder makes one list of them. It is nil where a veto always holds, or where there are too many.
+// inOrder makes one list of them. It is nil where there are too many.
 func inOrder(vetoes, grounds [][]test) []test {
 	var list []test
 	for i, tests := range slices.Concat(vetoes, grounds) {
 		if len(tests) == 0 {
-			if i < len(vetoes) {
-				return nil
-			}
 			tests = []test{{says: always}}
 		}
 		n := len(list)
@@ -302,12 +299,13 @@ func (f *finder) from(at *frame, n int) {
 	length := len(f.path)
 	defer func() { f.path = f.path[:length] }()
 	if n == len(at.exprs) {
+		// What a head could fail of, OPA's compiler has moved to the body.
 		v, ok := f.term(at, at.head)
 		switch {
-		case !ok || v.varies && v.part == allParts:
+		case !ok:
+			f.path = f.path[:length]
 			f.stop(at, n)
 		case v.varies || v.value.defined():
-			f.defined(v)
 			at.found.ways = append(at.found.ways, way{slices.Clone(f.path), v})
 		}
 		return
@@ -392,7 +390,7 @@ func (f *finder) term(at *frame, o *operand) (t term, ok bool) {
 			}
 			in.part = int16(nth)
 			return in, true
-		case !in.varies && key.varies && key.isText():
+		case key.isText():
 			if key.in = f.indexed(in.value); key.in != nil {
 				return key, true
 			}
@@ -401,7 +399,7 @@ func (f *finder) term(at *frame, o *operand) (t term, ok bool) {
 	return t, false
 }
 
-// indexed is the object of the data that v is; nil = it is none.
+// indexed is the object of the data that v is; nil = it is none, or it varies.
 func (f *finder) indexed(v value) *indexed {
 	if object, ok := v.v.(ast.Object); ok {
 		v = f.m.program.maps[object]

@@ -68,8 +68,7 @@ type body struct {
 	from   []node
 	bound  []int
 
-	// For grounds: the expressions by themselves, and how many there are up to the last that can fail; more than all where
-	// the head can.
+	// For grounds: the expressions by themselves, and how many there are up to the last that can fail.
 	exprs    []expression
 	argSlots []int // of arguments that are variables; -1 for others
 	head     *operand
@@ -248,17 +247,11 @@ func (p *program) compileRule(rs *ruleSet, r *ast.Rule) (b *body, iterates bool,
 	if rs.set {
 		head = r.Head.Key
 	}
-	failing := c.fallible
-	c.fallible = false
 	get, err := c.get(head)
 	if err != nil {
 		return nil, false, err
 	}
 	b.head = c.operand(head)
-	if c.fallible {
-		b.risky = len(r.Body) + 1
-	}
-	c.fallible = c.fallible || failing
 	tail := yieldValue(get, rs.constant)
 	if rs.set {
 		tail = yieldMember(get)

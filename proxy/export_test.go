@@ -31,3 +31,6 @@ func Unblank(n int) (left []string) {
 	}
 	return left
 }
+
+// Subject is who policy is asked about for an identity.
+var Subject = subject
