@@ -478,7 +478,7 @@ func (f *finder) affirmed(at *frame, n int, then func()) bool {
 		f.bind(at, s.to[0], term{})
 		return true
 	case takesApart:
-		if !of.varies || of.part != allParts || len(s.to) == 0 {
+		if !of.varies || of.part != allParts {
 			return false
 		}
 		last, more := of, of
