@@ -176,9 +176,9 @@ func (e *encoder) settle(s *settled, ev *Event) bool {
 	return true
 }
 
-// end makes an earlier body of ev, from b[start] on, tell how long it took and how it ended. The rest MUST be as it was, and
+// putEnd makes an earlier body of ev, from b[start] on, tell how long it took and how it ended. The rest MUST be as it was, and
 // settled. What is before a longer duration moves into the slack that MUST be before the body: all after it would be more.
-func (e *encoder) end(b []byte, start int, at parts, ev *Event) (body []byte, newStart int) {
+func putEnd(b []byte, start int, at parts, ev *Event) (body []byte, newStart int) {
 	var room [slack]byte
 	took := appendFloat(room[:0], ev.DurationMS)
 	newStart = start - (len(took) - (at.asked - at.took))

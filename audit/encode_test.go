@@ -438,7 +438,7 @@ func BenchmarkEncode(b *testing.B) {
 			if !e.settle(&now, &ev) || now != was {
 				b.Fatal("it has changed")
 			}
-			buf, _ = e.end(buf, slack, at, &ev)
+			buf, _ = putEnd(buf, slack, at, &ev)
 		}
 		b.SetBytes(int64(len(buf)))
 	})

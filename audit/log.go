@@ -336,7 +336,7 @@ func (r *Record) Commit() {
 	// Between the two most events learn no more than how they end.
 	var now settled
 	if l.encoder.settle(&now, ev) && now == r.settled {
-		s.room, s.begins = l.encoder.end(s.room, s.begins, r.parts, ev)
+		s.room, s.begins = putEnd(s.room, s.begins, r.parts, ev)
 	} else {
 		s.room, s.begins = l.encoder.append(s.room[:bodyStart], ev), bodyStart
 	}

@@ -284,7 +284,7 @@ func endToEnd(fields http1.Fields) http1.Fields {
 			continue
 		case "Authorization", "X-Amz-Security-Token": // ours, sent back
 			continue
-		case "X-Sluice-Request-Id", "X-Sluice-Reason":
+		case idField, "X-Sluice-Reason":
 			continue
 		case "Alt-Svc", "Refresh": // a client that follows takes its token along, as with Location
 			continue
