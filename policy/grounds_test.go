@@ -310,13 +310,7 @@ func (g *generator) textual() (list []string) {
 	return list
 }
 
-func (g *generator) tests(within string) string {
-	var b strings.Builder
-	for range 1 + g.IntN(2) {
-		fmt.Fprintf(&b, "\t%s\n", g.test(within))
-	}
-	return b.String()
-}
+func (g *generator) tests(within string) string { return g.lines(2, g.test, within) }
 
 // test is one expression. Rules do not call those after them.
 func (g *generator) test(within string) string {

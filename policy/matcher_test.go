@@ -252,10 +252,13 @@ func (g *generator) rules() []string {
 	return list
 }
 
-func (g *generator) body(within string) string {
+func (g *generator) body(within string) string { return g.lines(3, g.expr, within) }
+
+// lines is a rule's body of at most so many expressions.
+func (g *generator) lines(most int, expression func(within string) string, within string) string {
 	var b strings.Builder
-	for range 1 + g.IntN(3) {
-		fmt.Fprintf(&b, "\t%s\n", g.expr(within))
+	for range 1 + g.IntN(most) {
+		fmt.Fprintf(&b, "\t%s\n", expression(within))
 	}
 	return b.String()
 }
