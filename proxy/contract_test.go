@@ -243,10 +243,10 @@ func TestRefusedKeysTellTheirBucket(t *testing.T) {
 // Over the limit of requests in flight nobody is served, and still every request has its event. A limit counts requests
 // that are being served, not events that wait to be written.
 func TestMaxInFlightIsOfRequests(t *testing.T) {
-	const most = 2
+	const most, later = 2, 200
 	r := newRig(t, rigOptions{
 		configure: func(c *proxy.Config) { c.Limits.MaxInFlight = most },
-		audit:     func(c *audit.Config) { c.InFlight = most + proxy.Spare(most) },
+		audit:     func(c *audit.Config) { c.InFlight = later + most + proxy.Spare(most) }, // however long a write to the disk takes
 	})
 	hold := make(chan struct{})
 	r.backend.Handle(func(w http.ResponseWriter, q *s3test.Request) { <-hold })
@@ -277,13 +277,13 @@ func TestMaxInFlightIsOfRequests(t *testing.T) {
 	}
 	r.events(most)
 	// One after the other, as fast as they go: the lines of those before may well not be written yet.
-	for range 200 {
+	for range later {
 		if response, body := r.do(r.request("GET", "/artifacts/web/k", nil)); response.StatusCode != 200 {
 			t.Fatalf("%s %s", response.Status, body)
 		}
 	}
-	r.events(200)
-	if n := len(r.backend.Requests()); n != most+200 {
+	r.events(later)
+	if n := len(r.backend.Requests()); n != most+later {
 		t.Errorf("%d requests reached the backend", n)
 	}
 }

@@ -523,7 +523,11 @@ func TestSourceOfARequest(t *testing.T) {
 }
 
 func TestSessionLimits(t *testing.T) {
-	r := newRig(t, rigOptions{configure: func(c *proxy.Config) { c.Limits.RequestsPerSecond = 2 }})
+	now := time.Now()
+	r := newRig(t, rigOptions{configure: func(c *proxy.Config) {
+		c.Limits.RequestsPerSecond = 2
+		c.Now = func() time.Time { return now }
+	}})
 	refused := 0
 	for range 6 {
 		response, body := r.do(r.request("GET", "/artifacts/web/k", nil))
@@ -534,7 +538,7 @@ func TestSessionLimits(t *testing.T) {
 			}
 		}
 	}
-	if refused < 2 {
+	if refused != 4 {
 		t.Errorf("%d of 6 requests at once were refused, with 2 a second", refused)
 	}
 	request := r.request("GET", "/artifacts/web/k", nil)

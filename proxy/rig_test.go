@@ -135,6 +135,7 @@ func newRig(t testing.TB, o rigOptions) *rig {
 type front struct {
 	Listener                      net.Listener
 	Close, CloseClientConnections func()
+	Shutdown                      func(context.Context) error
 }
 
 func serve(t testing.TB, h *proxy.Proxy, errorLog *log.Logger) *front {
@@ -144,14 +145,14 @@ func serve(t testing.TB, h *proxy.Proxy, errorLog *log.Logger) *front {
 		s.Config.ErrorLog = errorLog
 		s.Config.DisableGeneralOptionsHandler = true
 		s.Start()
-		return &front{s.Listener, s.Close, s.CloseClientConnections}
+		return &front{s.Listener, s.Close, s.CloseClientConnections, s.Config.Shutdown}
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	s := &http1.Server{Handler: h, Malformed: h.Malformed, ErrorLog: errorLog}
 	go s.Serve(l)
 	stop := func() { s.Close() }
-	return &front{l, stop, s.CloseConnections}
+	return &front{l, stop, s.CloseConnections, s.Shutdown}
 }
 
 // backendFor signs with the key that s3test knows.
@@ -169,7 +170,7 @@ func backendFor(t testing.TB, name, endpoint string, buckets ...string) proxy.Ba
 		CloseIdleConnections()
 	} = &http1.Transport{}
 	if netHTTP {
-		transport = &http.Transport{DisableCompression: true, ExpectContinueTimeout: time.Second}
+		transport = &http.Transport{DisableCompression: true, ExpectContinueTimeout: machine.Patience}
 	}
 	t.Cleanup(transport.CloseIdleConnections)
 	return proxy.Backend{Name: name, Buckets: buckets, Endpoint: u, PathStyle: true, Signer: s, Transport: transport}
@@ -224,7 +225,7 @@ func (r *rig) readAll(target string) ([]byte, error) {
 }
 
 var noRedirects = &http.Client{
-	Transport:     &http.Transport{DisableCompression: true, ExpectContinueTimeout: 10 * time.Second},
+	Transport:     &http.Transport{DisableCompression: true, ExpectContinueTimeout: machine.Patience},
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 }
 

@@ -838,6 +838,7 @@ func (s *storm) changePolicy(calm <-chan struct{}) {
 // judge holds each ask to what was due.
 func (s *storm) judge() {
 	r := s.rig
+	must(s.t, r.server.Shutdown(s.t.Context())) // who left at once may not have been read yet
 	machine.Until(s.t, "every event is written", func() bool { st := r.audit.Stats(); return st.Open == 0 && st.Queued == 0 })
 	events := map[string][]audit.Event{}
 	ids := map[string]bool{}
