@@ -248,7 +248,7 @@ func (c *h2) waitAway(code http2.ErrCode, last uint32) {
 func newH2Rig(t *testing.T, set map[string]any) (*rig, *s3test.Backend) {
 	t.Helper()
 	backend := s3test.New(t)
-	all := map[string]any{"backends[0].endpoint": backend.URL}
+	all := map[string]any{"backends[0].endpoint": backend.URL, "limits.idle_timeout": unhurried}
 	for name, value := range set {
 		all[name] = value
 	}
@@ -356,7 +356,7 @@ func TestStreamsOverTheLimits(t *testing.T) {
 // a client that has always one more would else be cut with all it has when the time is over.
 func TestStreamsDrain(t *testing.T) {
 	onEither(t, func(t *testing.T) {
-		r := newRig(t, world.Options{}, world.ProxyOptions{TLS: true})
+		r := newRig(t, world.Options{}, world.ProxyOptions{TLS: true, Set: map[string]any{"limits.idle_timeout": unhurried}})
 		large := bytes.Repeat([]byte("large"), 1<<18)
 		r.store(t, "web/large", large)
 		token := r.Workspace("env-1", "web", "dev@acme.com")
@@ -406,7 +406,7 @@ func TestStreamsDrain(t *testing.T) {
 // Who is revoked loses his streams, and nobody else's on the same connection.
 func TestStreamsOfTheRevoked(t *testing.T) {
 	onEither(t, func(t *testing.T) {
-		r := newRig(t, world.Options{}, world.ProxyOptions{TLS: true})
+		r := newRig(t, world.Options{}, world.ProxyOptions{TLS: true, Set: map[string]any{"limits.idle_timeout": unhurried}})
 		large := bytes.Repeat([]byte("large"), 1<<18)
 		r.store(t, "web/large", large)
 		c := r.h2(t, 0)

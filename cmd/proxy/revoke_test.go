@@ -61,7 +61,7 @@ func (r *rig) exchange(t *testing.T, client *http.Client, token string) aws.Cred
 func TestRevokedInFlight(t *testing.T) {
 	t.Parallel()
 	for _, secure := range []bool{false, true} {
-		r := newRig(t, world.Options{}, world.ProxyOptions{TLS: secure})
+		r := newRig(t, world.Options{}, world.ProxyOptions{TLS: secure, Set: map[string]any{"limits.idle_timeout": unhurried}})
 		r.store(t, "web/large", make([]byte, 32<<20))
 		trust := func() *tls.Config {
 			return &tls.Config{RootCAs: r.HTTPClient().Transport.(*http.Transport).TLSClientConfig.RootCAs}

@@ -48,6 +48,9 @@ func (r *rig) store(t *testing.T, key string, content []byte) {
 	worldtest.Store(t, r.World, key, content)
 }
 
+// unhurried is a limits.idle_timeout for what a test holds back, however long it takes on the machine.
+const unhurried = "10m"
+
 // until waits for something that happens in another process.
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
@@ -315,7 +318,9 @@ func TestReloadTellsOfOpenFiles(t *testing.T) {
 // What a session used of its limits, and what it has in flight, outlives a reload.
 func TestReloadKeepsLimits(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{"limits.requests_per_second": 0.02, "limits.in_flight": 1}})
+	r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{
+		"limits.requests_per_second": 0.001, "limits.in_flight": 1, "limits.idle_timeout": unhurried,
+	}})
 	r.store(t, "web/x", []byte("x"))
 	config, err := os.ReadFile(r.proxy.ConfigFile)
 	if err != nil {
@@ -340,7 +345,7 @@ func TestReloadKeepsLimits(t *testing.T) {
 	if got := r.get(t, "/artifacts/web/x").StatusCode; got != 503 {
 		t.Errorf("status %d: a reload gave the session its requests back", got)
 	}
-	reload("requests_per_second: 0.02", "requests_per_second: 1000")
+	reload("requests_per_second: 0.001", "requests_per_second: 1000")
 	until(t, "the new limit", func() bool { return r.get(t, "/artifacts/web/x").StatusCode == 200 })
 	r.store(t, "web/large", make([]byte, 32<<20))
 	until(t, "a place", func() bool { return r.get(t, "/artifacts/web/large").StatusCode == 200 }) // too large for the buffers between
@@ -355,7 +360,7 @@ func TestReloadKeepsLimits(t *testing.T) {
 // A lower limits.max_in_flight is in force after a reload. A higher one than at the start is not, and that is told.
 func TestReloadOfMaxInFlight(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{"limits.max_in_flight": 2}})
+	r := newRig(t, world.Options{}, world.ProxyOptions{Set: map[string]any{"limits.max_in_flight": 2, "limits.idle_timeout": unhurried}})
 	r.store(t, "web/x", []byte("x"))
 	r.store(t, "web/large", make([]byte, 32<<20)) // too large for the buffers between
 	config, err := os.ReadFile(r.proxy.ConfigFile)
@@ -372,6 +377,7 @@ func TestReloadOfMaxInFlight(t *testing.T) {
 		write(t, r.proxy.ConfigFile, regexp.MustCompile(`max_in_flight: \S+`).ReplaceAllString(string(config), fmt.Sprint("max_in_flight: ", step.most)))
 		r.proxy.Signal(syscall.SIGHUP)
 		until(t, "the reload", func() bool { return strings.Count(r.proxy.Log(), `"configuration reloaded"`) == i+1 })
+		until(t, "none but the large one in flight", func() bool { return r.gauge(t, "sluice_requests_in_flight") == 1 })
 		if got := small(); got != step.want {
 			t.Errorf("status %d with one of %d in flight", got, step.most)
 		}
