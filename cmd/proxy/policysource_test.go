@@ -163,7 +163,8 @@ func TestPolicySources(t *testing.T) {
 			if status, revision := ask(); status != 403 || revision != second {
 				t.Errorf("after a restart without the source: %d by %s", status, revision)
 			}
-			if state := r.policyState(t); state.Revision != second || state.Error == "" || state.Checked != "" {
+			until(t, "the source missed", func() bool { return r.policyState(t).Error != "" })
+			if state := r.policyState(t); state.Revision != second || state.Checked != "" {
 				t.Errorf("%+v", state)
 			}
 		})
