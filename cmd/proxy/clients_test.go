@@ -33,7 +33,10 @@ func (r *rig) settle(t *testing.T, atLeast int) []audit.Event {
 	fresh := events[r.seen:]
 	r.seen = len(events)
 	for _, e := range fresh {
-		if e.Outcome != audit.Completed && e.Outcome != audit.Refused {
+		// curl hangs up on HTTP/2 when it has as many bytes as it was told of. That may be before the proxy has heard that the
+		// last of them went out.
+		hasAll := e.Operation == "GetObject" && e.Status == 200 && strings.HasPrefix(e.UserAgent, "curl/")
+		if e.Outcome != audit.Completed && e.Outcome != audit.Refused && !(e.Outcome == audit.Aborted && hasAll) {
 			t.Errorf("event %+v", e)
 		}
 	}
