@@ -151,7 +151,7 @@ func (a *authority) proof(t *testing.T, c *x509.Certificate) string {
 }
 
 func (a *authority) handshake(name string) *tls.ConnectionState {
-	c, err := tls.DialWithDialer(&net.Dialer{Timeout: 5 * time.Second}, "tcp", a.address, &tls.Config{ServerName: name, InsecureSkipVerify: true})
+	c, err := tls.DialWithDialer(&net.Dialer{Timeout: machine.Patience}, "tcp", a.address, &tls.Config{ServerName: name, InsecureSkipVerify: true})
 	if err != nil {
 		return nil
 	}
