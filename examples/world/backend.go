@@ -196,7 +196,7 @@ func (b *Backend) Freeze() error {
 		return err
 	}
 	// The signal takes its time to reach every thread. Where there is no /proc to tell, one has to hope.
-	for deadline := time.Now().Add(5 * time.Second); running(pid); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(machine.Patience); running(pid); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			return fmt.Errorf("S3 server %s does not stop", b.Name)
 		}

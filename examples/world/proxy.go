@@ -262,7 +262,6 @@ func (w *World) StartProxy(ctx context.Context, config string) (*Proxy, error) {
 	p.cmd = exec.CommandContext(ctx, program, "serve", "--config", p.ConfigFile)
 	p.cmd.Env = w.ProxyEnv()
 	p.cmd.Stdout, p.cmd.Stderr = &p.log, &p.log
-	p.cmd.WaitDelay = 5 * time.Second
 	p.cmd.SysProcAttr = ownChild()
 	if err := p.cmd.Start(); err != nil {
 		return nil, err
