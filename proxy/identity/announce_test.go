@@ -23,7 +23,7 @@ const announcements = "sluice_revocations.revoked"
 
 func connect(t *testing.T, server string, options ...nats.Option) *nats.Conn {
 	t.Helper()
-	conn, err := nats.Connect(server, options...)
+	conn, err := nats.Connect(server, append(options, nats.Timeout(machine.Patience))...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,10 +58,7 @@ func TestAnnouncementsOnlyRefuse(t *testing.T) {
 	eventually(t, "it to share", shared(r))
 	conn := connect(t, running.url())
 	until := time.Now().Add(10 * time.Hour).UTC().Truncate(time.Second)
-	v, err := r.Add(t.Context(), identity.Revocation{Issuer: "i", Session: "gone", Until: until})
-	if err != nil {
-		t.Fatal(err)
-	}
+	v := add(t, r, identity.Revocation{Issuer: "i", Session: "gone", Until: until})
 	change := func(f func(*identity.Revocation)) any {
 		changed := v
 		f(&changed)
@@ -98,9 +95,7 @@ func TestAnnouncementsOnlyRefuse(t *testing.T) {
 		if refuses(r, "victim") || !refuses(r, "gone") {
 			t.Errorf("%s: it was believed", name)
 		}
-		if err := r.Delete(t.Context(), marker); err != nil {
-			t.Fatal(err)
-		}
+		remove(t, r, marker)
 	}
 	if list := r.List(); len(list) != 1 || list[0] != v {
 		t.Errorf("%+v, not %+v", list, v)
@@ -158,13 +153,8 @@ func TestAnnouncedTooLate(t *testing.T) {
 	r := openRevocations(t, identity.RevocationConfig{Store: running.url()}, nil)
 	eventually(t, "it to share", shared(r))
 	conn := connect(t, running.url())
-	v, err := r.Add(t.Context(), identity.Revocation{Issuer: "i", Session: "env-42"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := r.Delete(t.Context(), v.ID); err != nil {
-		t.Fatal(err)
-	}
+	v := add(t, r, identity.Revocation{Issuer: "i", Session: "env-42"})
+	remove(t, r, v.ID)
 	kv, _ := bucket(t, running.url(), "sluice_revocations")
 	marker := revisionOf(t, kv) // of its deletion: what is said below may be written there in time
 	say(t, conn, map[string]any{"revoked": []identity.Revocation{v}})
@@ -217,10 +207,7 @@ func TestAskedWhatWasMissed(t *testing.T) {
 	store := identity.RevocationConfig{Store: running.url()}
 	a := openRevocations(t, store, nil)
 	eventually(t, "it to share", shared(a))
-	v, err := a.Add(t.Context(), identity.Revocation{Issuer: "i", Session: "env-42"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	v := add(t, a, identity.Revocation{Issuer: "i", Session: "env-42"})
 	conn := connect(t, running.url())
 	heard, err := conn.SubscribeSync(announcements)
 	if err != nil {
@@ -272,17 +259,10 @@ func TestNATSPermissions(t *testing.T) {
 	store := identity.RevocationConfig{Store: running.url() + "?credentials=" + replica}
 	a, b := openRevocations(t, store, nil), openRevocations(t, store, nil)
 	eventually(t, "both to share", func() bool { return shared(a)() && shared(b)() })
-	v, err := a.Add(t.Context(), identity.Revocation{Issuer: "i", Session: "env-42"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	v := add(t, a, identity.Revocation{Issuer: "i", Session: "env-42"})
 	eventually(t, "the other replica to know", func() bool { return refuses(b, "env-42") })
-	if _, err := b.Add(t.Context(), v); err != nil {
-		t.Fatal(err)
-	}
-	if err := b.Delete(t.Context(), v.ID); err != nil {
-		t.Fatal(err)
-	}
+	add(t, b, v)
+	remove(t, b, v.ID)
 	eventually(t, "all to know that it is deleted", func() bool { return !refuses(a, "env-42") })
 	told := make(chan string, 1)
 	if stop, err := a.Channel("limits").Subscribe(func(data []byte) { told <- string(data) }); err != nil {

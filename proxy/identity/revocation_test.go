@@ -411,18 +411,19 @@ func TestLogoutTokensCountOnce(t *testing.T) {
 	}
 	a, b := replica(), replica()
 	logout := issuer.LogoutToken(map[string]any{"aud": forUs, "sid": "s-1"})
-	if err := a.Logout(t.Context(), logout); err != nil {
-		t.Fatal(err)
-	}
+	eventually(t, "the session and the token to be taken note of", func() bool { // the issuer tries again where the store is not told
+		if err := a.Logout(t.Context(), logout); err != nil && !errors.Is(err, identity.ErrNotShared) {
+			t.Fatal(err)
+		}
+		return len(a.Revocations().List()) == 2
+	})
 	refused := func(r *identity.Authenticator) bool {
 		return r.Revocations().Check(&identity.Identity{Issuer: issuer.URL(), Session: "s-1"}) != nil
 	}
 	eventually(t, "the other replica to know of both", func() bool { return refused(b) && len(b.Revocations().List()) == 2 })
 	for _, v := range b.Revocations().List() {
 		if v.Session != "" {
-			if err := b.Revocations().Delete(t.Context(), v.ID); err != nil {
-				t.Fatal(err)
-			}
+			remove(t, b.Revocations(), v.ID)
 		}
 	}
 	eventually(t, "the session to be let in again", func() bool { return !refused(a) && !refused(b) })
@@ -457,9 +458,7 @@ func TestRevocationsWithSkewedClocks(t *testing.T) {
 		if _, err := b.Authenticate(bearer(token)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := a.Revocations().Add(t.Context(), identity.Revocation{Issuer: issuer.URL(), Subject: "me"}); err != nil {
-			t.Fatal(err)
-		}
+		add(t, a.Revocations(), identity.Revocation{Issuer: issuer.URL(), Subject: "me"})
 		eventually(t, "the other replica to know", func() bool { return len(b.Revocations().List()) > 0 })
 		for range 27 {
 			for who, r := range map[string]*identity.Authenticator{"it": a, "the other": b} {
