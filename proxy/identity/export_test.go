@@ -74,3 +74,11 @@ func PresetTable() []string {
 
 // ReloadKeys reads the session keys again now. Where the file is not good the old keys stay in use.
 func (a *Authenticator) ReloadKeys() error { return a.sessions.reload() }
+
+// TellStore tells the store what it lacks, as if it had been read from began on, and nothing been found.
+func (r *Revocations) TellStore(ctx context.Context, began time.Time) error {
+	r.nats.mu.Lock()
+	kv := r.nats.kv
+	r.nats.mu.Unlock()
+	return r.nats.tell(ctx, kv, map[string]bool{}, began)
+}

@@ -210,6 +210,7 @@ func (n *natsStore) run(ctx context.Context) {
 func (n *natsStore) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	began := time.Now()
 	kv, err := n.open(ctx)
 	if err != nil {
 		return err
@@ -230,7 +231,7 @@ func (n *natsStore) follow(ctx context.Context) error {
 	defer check.Stop()
 
 	known := map[string]bool{} // ids the store has, or had and deleted
-	began, complete := time.Now(), false
+	complete := false
 	due := uint64(0) // what the store had at the last check: by now a watch that lives has brought it
 	for {
 		select {
@@ -253,7 +254,7 @@ func (n *natsStore) follow(ctx context.Context) error {
 				continue
 			}
 			complete = true
-			if err := n.tell(ctx, kv, known); err != nil {
+			if err := n.tell(ctx, kv, known, began); err != nil {
 				return err
 			}
 			known = nil
@@ -401,11 +402,16 @@ func decodeRevocation(id string, data []byte) (Revocation, error) {
 	return v, nil
 }
 
-// tell brings the store up to what happened here while it could not be reached.
-func (n *natsStore) tell(ctx context.Context, kv jetstream.KeyValue, known map[string]bool) error {
+// tell brings the store, which has been read from began on, up to what happened here while it could not be reached.
+func (n *natsStore) tell(ctx context.Context, kv jetstream.KeyValue, known map[string]bool, began time.Time) error {
 	n.mu.Lock()
 	deleted := slices.Collect(maps.Keys(n.deleted))
 	overdue := n.overdueLocked()
+	for id, since := range n.recent {
+		if since.After(began) {
+			known[id] = true // it had that since, and may have seen it deleted
+		}
+	}
 	for id := range n.unsent {
 		known[id] = !overdue[id] // what is not due is somebody else's to send, or on its way
 	}

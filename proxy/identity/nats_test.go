@@ -309,6 +309,35 @@ func TestNATSWrittenToWithoutRest(t *testing.T) {
 	writers.Wait()
 }
 
+// A store that has been read is told what was in force here and is not there. What came while it was read it has had: it may have been
+// deleted since.
+func TestNATSToldWhatItLost(t *testing.T) {
+	running := startNATS(t)
+	r := openRevocations(t, identity.RevocationConfig{Store: running.url()}, nil)
+	eventually(t, "it to share", shared(r))
+	kv, js := bucket(t, running.url(), "sluice_revocations")
+	before := time.Now()
+	v := add(t, r, identity.Revocation{Issuer: "i", Session: "env-42"})
+	stream, err := js.Stream(t.Context(), "KV_sluice_revocations")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Purge(t.Context()); err != nil { // without a marker
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		began time.Time
+		told  bool
+	}{{before, false}, {time.Now(), true}} {
+		if err := r.TellStore(t.Context(), test.began); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := kv.Get(t.Context(), v.ID); (err == nil) != test.told {
+			t.Errorf("read before it was revoked: %v; the store has it: %v", !test.told, err)
+		}
+	}
+}
+
 func TestNATSForgetsWhatEnded(t *testing.T) {
 	clock := newClock()
 	running := startNATS(t)
