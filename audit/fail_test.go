@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -450,6 +451,25 @@ func TestOneProcessForALog(t *testing.T) {
 	_, path := open(t, audit.Config{})
 	if _, err := audit.Open(context.Background(), audit.Config{File: &audit.File{Path: path}}); err == nil || !strings.Contains(err.Error(), "another process") {
 		t.Errorf("a second Open: %v", err)
+	}
+}
+
+// What has left the queue is written: who waits for the one may go by the other.
+func TestStatsAgree(t *testing.T) {
+	log, _ := open(t, audit.Config{InFlight: 1})
+	for n := range uint64(3000) {
+		record(t, log, 1)
+		for {
+			s := log.Stats()
+			if s.Queued > 0 {
+				runtime.Gosched()
+				continue
+			}
+			if s.LastSeq != n+1 || s.Written != n+1 {
+				t.Fatalf("nothing waits, and of %d events %d are written, up to line %d", n+1, s.Written, s.LastSeq)
+			}
+			break
+		}
 	}
 }
 

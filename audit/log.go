@@ -399,11 +399,7 @@ type Stats struct {
 
 // Stats reports the log's state; it is cheap.
 func (l *Log) Stats() Stats {
-	s := Stats{
-		Begun: l.count.begun.Load(), Written: l.count.written.Load(), Bytes: l.count.bytes.Load(),
-		Refused: l.count.refused.Load(), Dropped: l.count.dropped.Load(), Failures: l.count.failures.Load(),
-		LastSeq: l.count.lastSeq.Load(),
-	}
+	var s Stats
 	l.mu.Lock()
 	s.Free, s.Queued = l.free.n, len(l.queue)+l.batch.waiting
 	s.Open = l.config.InFlight - s.Free - s.Queued
@@ -413,6 +409,10 @@ func (l *Log) Stats() Stats {
 		s.Lag = time.Since(l.queue[0].committed)
 	}
 	l.mu.Unlock()
+	// After the queue: what has left that is among the lines written.
+	s.Begun, s.Written, s.Bytes = l.count.begun.Load(), l.count.written.Load(), l.count.bytes.Load()
+	s.Refused, s.Dropped, s.Failures = l.count.refused.Load(), l.count.dropped.Load(), l.count.failures.Load()
+	s.LastSeq = l.count.lastSeq.Load()
 	s.Err = l.Health()
 	if l.keeper != nil {
 		s.Files = l.keeper.stats()
