@@ -162,16 +162,21 @@ func TestFullDiskKeepsHowRequestsEndedOverADeath(t *testing.T) {
 	io.Copy(b, neverEnding{})
 	b.Close()
 	var ids []string
+	end := func(r *audit.Record) {
+		r.Event.Outcome, r.Event.Status = audit.Completed, 200
+		ids = append(ids, r.Event.ID)
+		r.Commit()
+	}
+	last := begin(t, log)
 	for {
 		r, err := log.Begin(time.Now())
 		if err != nil {
 			break
 		}
-		r.Event.Outcome, r.Event.Status = audit.Completed, 200
-		ids = append(ids, r.Event.ID)
-		r.Commit()
+		end(r)
 	}
-	eventually(t, "the writer has tried", func() bool { return log.Stats().Failures > 2 })
+	eventually(t, "the writer has tried", func() bool { return log.Stats().Failures > 6 })
+	end(last) // when it tries again the log is closed
 	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
 	if err := log.Close(ctx); err == nil {

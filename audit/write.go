@@ -33,6 +33,7 @@ func (l *Log) write() {
 		l.mu.Lock()
 		l.ended = true
 		l.mu.Unlock()
+		l.saveFinal() // what is left where the log was given up
 	}()
 	idle := time.NewTicker(time.Second)
 	defer idle.Stop()
