@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -122,14 +123,19 @@ func (r *rig) write(name, content string) {
 	}
 }
 
-// free is a loopback address nobody listens on.
+// free is a loopback address nobody listens on, and below those that the system hands out: one of these might be the next client's
+// before it is listened on, or while what listened there is away.
 func free(t *testing.T) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	t.Helper()
+	for range 100 {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 15_000+mathrand.IntN(17_000)))
+		if err == nil {
+			defer l.Close()
+			return l.Addr().String()
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
 
 func (r *rig) start() {
@@ -230,7 +236,7 @@ func plainSeries(name string) string {
 
 func eventually(t *testing.T, what string, ok func() bool, why ...func() any) {
 	t.Helper()
-	for deadline := time.Now().Add(60 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			for _, w := range why {
 				t.Log(w())
