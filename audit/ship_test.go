@@ -197,11 +197,11 @@ func natsEnd(t *testing.T, plain bool) *farEnd {
 	up()
 	t.Cleanup(func() { down() })
 	connect := func() (jetstream.JetStream, func()) {
-		nc, err := nats.Connect(s.ClientURL())
+		nc, err := nats.Connect(s.ClientURL(), nats.Timeout(machine.Patience))
 		if err != nil {
 			t.Fatal(err)
 		}
-		js, err := jetstream.New(nc)
+		js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(machine.Patience))
 		if err != nil {
 			t.Fatal(err)
 		}
