@@ -20,12 +20,16 @@ func dir(t testing.TB, files map[string]string) string {
 	return d
 }
 
+// write makes or replaces a file at once: who reads it meanwhile finds all of it, or what was there before.
 func write(t testing.TB, path, content string) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(path, []byte(content), 0o666); err != nil {
+	if err := os.WriteFile(path+".new", []byte(content), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
 		t.Fatal(err)
 	}
 }
