@@ -55,7 +55,7 @@ func transports(t *testing.T, test func(t *testing.T, rt http.RoundTripper)) {
 		test(t, rt)
 	})
 	t.Run("http1", func(t *testing.T) {
-		rt := &http1.Transport{}
+		rt := &http1.Transport{ContinueTimeout: machine.Patience}
 		defer rt.CloseIdleConnections()
 		test(t, rt)
 	})
