@@ -38,6 +38,7 @@ defaults
   timeout connect 2s
   timeout client 60s
   timeout server 60s
+  timeout check 2s
   timeout http-request 10s
   option redispatch 1
   retries 3

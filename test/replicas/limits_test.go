@@ -21,6 +21,7 @@ func TestLimitsOverReplicas(t *testing.T) {
 	f.store("web/small", []byte("x"))
 	var served, slowed atomic.Int64
 	var all sync.WaitGroup
+	watch := machine.Watch(t)
 	end := time.Now().Add(seconds * time.Second)
 	for _, p := range f.proxies {
 		for range 2 {
@@ -45,14 +46,17 @@ func TestLimitsOverReplicas(t *testing.T) {
 		}
 	}
 	all.Wait()
-	// The limit, a burst, and what two replicas hand out before they have heard of each other.
-	most := int64(perSecond*seconds + 2*perSecond*5/4)
+	// The limit, a burst, and what two replicas hand out before they have heard of each other. Where the machine stood still
+	// nobody asked, and nobody heard.
+	late := int64(perSecond * watch.Excuse().Seconds() / 10)
+	most := int64(perSecond*seconds+2*perSecond*5/4) + late
 	t.Logf("%d served and %d slowed down in %d s by two replicas; the limit makes %d, and at most %d", served.Load(), slowed.Load(), seconds, perSecond*seconds, most)
-	if n := served.Load(); n > most+perSecond/4 || n < perSecond*seconds*3/4 {
+	if n := served.Load(); n > most+perSecond/4 || n < perSecond*seconds*3/4-late {
 		t.Errorf("%d served", n)
 	}
 
-	client := f.client(f.proxies[0].URL, f.session(f.proxies[0].URL, f.workspace("env-polite")))
+	// With ten attempts, as docs/replicas.md advises: three may all come before there is room, by chance.
+	client := f.client(f.proxies[0].URL, f.session(f.proxies[0].URL, f.workspace("env-polite")), func(o *s3.Options) { o.RetryMaxAttempts = 10 })
 	began := time.Now()
 	for range 3 * perSecond {
 		if _, err := client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: aws.String("artifacts"), Key: aws.String("web/small")}); err != nil {
