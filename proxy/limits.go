@@ -208,8 +208,9 @@ func (l *lease) spend(ctx context.Context, n int) error {
 	return nil
 }
 
+// release gives the places back, once. What is held stays to be read: an upload's goroutine may count bytes yet.
 func (l *lease) release() {
-	for i, m := range l.held {
+	for _, m := range l.held {
 		if m == nil {
 			continue
 		}
@@ -217,6 +218,5 @@ func (l *lease) release() {
 		if p := l.limits.peers.Load(); p != nil {
 			p.touch(m)
 		}
-		l.held[i] = nil
 	}
 }

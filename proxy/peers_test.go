@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"sync"
 	"testing"
 	"time"
 
@@ -310,5 +311,25 @@ func BenchmarkLimits(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// A backend may answer before the upload has ended: its bytes are counted by a goroutine that may be at it while the request
+// ends. It is the race detector that sees whether they get along.
+func TestBytesCountedWhileTheRequestEnds(t *testing.T) {
+	s := newSessionLimits(Limits{InFlight: 1, BytesPerSecond: 1 << 40}, time.Now)
+	for range 100 {
+		c := &call{ctx: t.Context()}
+		if err := s.admit(&c.lease, greedy); err != nil {
+			t.Fatal(err) // the place of the one before was not given back
+		}
+		var upload sync.WaitGroup
+		upload.Go(func() {
+			if err := c.pace(1); err != nil {
+				t.Error(err)
+			}
+		})
+		c.lease.release()
+		upload.Wait()
 	}
 }
