@@ -2,6 +2,10 @@ package proxy_test
 
 import (
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
 	"testing"
 
 	"github.com/sluice-s3/sluice/audit"
@@ -37,5 +41,39 @@ func TestEventsNameTheirOwnIdentity(t *testing.T) {
 				check(t, e, map[string]any{"key": fmt.Sprint("web/", i)})
 			}
 		}
+	}
+}
+
+// However many tokens come, and whatever is in them, what is kept of them stays within the cache's bound: with the part of
+// the event that is encoded for each, where what attributes are made of is said two and three times.
+func TestKeptIdentitiesAreBounded(t *testing.T) {
+	if netHTTP {
+		t.Skip("no connection is used")
+	}
+	long := map[string]any{}
+	r := newRig(t, rigOptions{audit: func(c *audit.Config) {
+		c.File, c.Stdout, c.StdoutWriter = nil, true, io.Discard
+		c.Claims = []string{"sub", "environment_id", "project_id", "creator_email"}
+		for _, name := range c.Claims {
+			long[name] = strings.Repeat("x", 1000)
+		}
+	}})
+	request := httptest.NewRequest("GET", "/artifacts/web/k", nil)
+	flood := func(n int) {
+		for i := range n {
+			long["environment_id"] = fmt.Sprintf("%01000d", i)
+			request.Header = http.Header{"Authorization": {"Bearer " + r.token(long)}}
+			w := &nowhere{header: http.Header{}}
+			if r.proxy.ServeHTTP(w, request); w.status != http.StatusForbidden {
+				t.Fatal(w.status) // verified, and refused by policy
+			}
+		}
+	}
+	flood(1)
+	before := heap()
+	const bound = 64 << 20
+	flood(4000)
+	if held := heap() - before; held > bound || held < bound/2 {
+		t.Errorf("4000 tokens hold %.1f MiB, the bound is %d", float64(held)/(1<<20), bound>>20)
 	}
 }

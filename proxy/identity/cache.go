@@ -13,7 +13,7 @@ import (
 )
 
 // The cache is bounded by the memory that it comes to hold, and by how many tokens that is. A token of a kilobyte weighs
-// about five, so the weight is what ends it first, at some 13,000.
+// about six, so the weight is what ends it first, at some 11,000.
 const (
 	maxCachedBytes  = 64 << 20
 	maxCachedTokens = 1 << 16
@@ -25,8 +25,9 @@ const identityBytes = 1536
 
 // weight is about how much memory an identity holds.
 func (i *Identity) weight() int {
-	// Twice: what is derived from the identity may hold its claims once more, in another form.
-	return identityBytes + len(i.token) + 2*weigh(i.Claims)
+	// Twice: what is derived from the identity may hold its claims once more, in another form; and in text, too, for the
+	// audit log, where most is said once or not at all, and little more than once.
+	return identityBytes + 2*len(i.token) + 2*weigh(i.Claims)
 }
 
 // weigh is about how much memory decoded JSON takes. It may be a dozen times its text: "[[],[]]".
