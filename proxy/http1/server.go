@@ -428,7 +428,9 @@ func (c *conn) handle(h http.HandlerFunc, unread bool) (again bool) {
 			c.handling.Store(0)
 			c.request.abandon()
 			if c.plain != nil {
-				_ = c.plain.tcp.SetLinger(0) // no reader may take what it has got for the whole
+				// No reader may take what it has got for the whole. A client that has sent this request before it had the
+				// answer to the one before loses what it has not read of that: RFC 9112, section 9.3.2, has it ask again.
+				_ = c.plain.tcp.SetLinger(0)
 			}
 			if fault != http.ErrAbortHandler {
 				logger := c.server.ErrorLog
