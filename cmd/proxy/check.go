@@ -54,6 +54,9 @@ func (cmd checkCommand) Run(out io.Writer) error {
 		fmt.Fprintf(out, "%s: ok\n", cmd.Config)
 		return nil
 	}
+	for _, p := range c.looseFiles() {
+		fmt.Fprintln(out, Problem{p.Path, "warning: " + p.Text})
+	}
 	slog.SetDefault(slog.New(slog.DiscardHandler)) // what a part would log is told in its line of the table
 	d := &doctor{config: c, timeout: cmd.Timeout, tokenFile: cmd.TokenFile}
 	d.examine(context.Background())

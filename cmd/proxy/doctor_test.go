@@ -44,8 +44,14 @@ func TestDoctor(t *testing.T) {
 		token    map[string]any
 		want     string // of the one line that fails, and its mend
 		offline  bool   // seen before anything is asked
+		warns    string // where nothing fails
 	}{
-		"all is well":  {want: ``},
+		"all is well": {want: ``},
+		"loose files": {sabotage: func(t *testing.T, w *world.World, dir string) {
+			if err := os.Chmod(filepath.Join(dir, "session.keys"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}, warns: "sessions.key_file: warning: "},
 		"issuer down":  {sabotage: func(t *testing.T, w *world.World, dir string) { w.Issuer.Fail(oidctest.Fault{Status: 500}) }, want: `failed +issuer .*\n.*mend: compare the issuer`},
 		"audience":     {token: map[string]any{"aud": "https://elsewhere.example.com"}, want: `failed +token .*elsewhere.*\n.*mend: .*audiences`},
 		"expired":      {token: map[string]any{"exp": time.Now().Add(-time.Hour).Unix(), "iat": time.Now().Add(-2 * time.Hour).Unix()}, want: `failed +token .*expired`},
@@ -113,7 +119,7 @@ func TestDoctor(t *testing.T) {
 			}
 			out, err := runProxy(t, w, "check", "--config", file, "--online", "--token-file", filepath.Join(dir, "token"), "--timeout", timeout)
 			if c.want == "" {
-				if err != nil || strings.Contains(out, "failed") {
+				if err != nil || strings.Contains(out, "failed") || !strings.Contains(out, c.warns) || c.warns == "" && strings.Contains(out, "warning") {
 					t.Errorf("%v\n%s", err, out)
 				}
 				return
