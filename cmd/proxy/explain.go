@@ -288,16 +288,22 @@ func (cmd explainCommand) print(out io.Writer, x *explained) error {
 	for _, reason := range x.Reasons {
 		fmt.Fprintf(out, "  because %s\n", reason)
 	}
+	if x.Operation == "ListBuckets" && !x.Allow {
+		fmt.Fprintln(out, "  but the buckets on which s3:ListBucket is allowed are listed, unless policy denies s3:ListAllMyBuckets")
+	}
 	if r := x.Recorded; r != nil {
 		fmt.Fprintf(out, "recorded: %s, by policy %s\n", strings.TrimSpace(fmt.Sprintf("%s with %d %s", r.Outcome, r.Status, r.Error)), r.Revision)
 		for _, reason := range r.Reasons {
 			fmt.Fprintf(out, "  because %s\n", reason)
 		}
 	}
-	if x.Backend == "" {
-		fmt.Fprintln(out, "backend: none has this bucket")
-	} else {
+	switch {
+	case x.Backend != "":
 		fmt.Fprintf(out, "backend: %s\n", x.Backend)
+	case x.Operation == "ListBuckets":
+		fmt.Fprintln(out, "backend: each is asked for its buckets")
+	default:
+		fmt.Fprintln(out, "backend: none has this bucket")
 	}
 	switch {
 	case x.overruled && x.RoleError != "":

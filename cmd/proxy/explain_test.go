@@ -151,7 +151,7 @@ func TestExplainRefusedBesides(t *testing.T) {
 		status              int
 	}{
 		{"/artifacts/x", "decision: allowed, by policy ", "backend: s3-1", 200},
-		{"/", "decision: allowed, by policy ", "ListBuckets", 200},
+		{"/", "decision: allowed, by policy ", "backend: each is asked for its buckets", 200},
 		{"/artifacts/role/x", "decision: refused, though allowed by policy ", "role: refused: policy asks for role arn:aws:iam::123456789012:role/x, but", 403},
 		{"/elsewhere/x", "decision: refused, though allowed by policy ", "backend: none has this bucket", 404},
 	} {
@@ -172,6 +172,25 @@ func TestExplainRefusedBesides(t *testing.T) {
 		if err != nil || json.Unmarshal([]byte(out), &x) != nil || x.Allow != (c.status == 200) || len(x.Accesses) != 1 || !x.Accesses[0].Allow {
 			t.Errorf("%s, which gets %d: %v\n%s", c.path, c.status, err, out)
 		}
+	}
+}
+
+// TestExplainBuckets: who may not list all buckets is shown those that he may list, and which they are only backends know.
+func TestExplainBuckets(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "a.rego"), "package s3.authz\nallow if input.action == \"s3:ListBucket\"\n")
+	r := newRig(t, world.Options{}, world.ProxyOptions{PolicyDir: dir, Credentials: "static"})
+	token := filepath.Join(t.TempDir(), "token")
+	write(t, token, r.Workspace("env-1", "web", "dev@acme.com"))
+	got := r.get(t, "/")
+	r.event(t)
+	if got.StatusCode != 200 {
+		t.Errorf("%s", got.Status)
+	}
+	out, err := runProxy(t, r.World, "explain", "--config", r.proxy.ConfigFile, "--token-file", token, "GET", "/")
+	if err != nil || !strings.Contains(out, "but the buckets on which s3:ListBucket is allowed are listed") || strings.Contains(out, "none has") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 
