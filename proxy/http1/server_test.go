@@ -403,6 +403,38 @@ func TestReaderLeftBehind(t *testing.T) {
 	}
 }
 
+// A client that has not waited for its answer may go on sending for a while. Were the connection closed at once, what it sends would have
+// it reset, and most clients would never look at the answer.
+func TestClientThatGoesOnSending(t *testing.T) {
+	address := serve(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(403) })
+	goOn := func() (soon bool, err error) {
+		piece := make([]byte, 10_000)
+		c, in := raw(t, address, "PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n"+string(piece))
+		began := time.Now()
+		response, err := http.ReadResponse(in, nil)
+		if err != nil || response.StatusCode != 403 {
+			t.Fatal(response, err)
+		}
+		for range 5 {
+			if _, err = c.Write(piece); err != nil {
+				return time.Since(began) < 400*time.Millisecond, err
+			}
+		}
+		must(t, c.(*net.TCPConn).CloseWrite())
+		if _, err = in.ReadByte(); err == io.EOF {
+			err = nil
+		}
+		return time.Since(began) < 400*time.Millisecond, err
+	}
+	soon, err := goOn()
+	for tries := 1; err != nil && !soon && tries < 10; tries++ { // it was this that was late
+		soon, err = goOn()
+	}
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 func TestShutdown(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
