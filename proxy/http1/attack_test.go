@@ -92,3 +92,60 @@ func TestClosingIsTold(t *testing.T) {
 		}
 	}
 }
+
+// wrapped accepts connections as PROXY protocol's listener does.
+type wrapped struct{ net.Listener }
+
+type wrappedConn struct{ net.Conn }
+
+func (l wrapped) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	return wrappedConn{c}, err
+}
+
+func (c wrappedConn) Raw() net.Conn { return c.Conn }
+
+// Where the end of the connection is the end of the answer, one that was cut must not look whole: over TLS no close_notify may
+// follow it, and over TCP no FIN.
+func TestCutAnswerIsNotWhole(t *testing.T) {
+	certificate := httptest.NewUnstartedServer(nil)
+	certificate.StartTLS()
+	defer certificate.Close()
+	secured := &tls.Config{Certificates: certificate.TLS.Certificates}
+	for name, way := range map[string]struct {
+		tls     *tls.Config
+		proxied bool
+	}{"plain": {}, "TLS": {tls: secured}, "PROXY protocol": {proxied: true}, "PROXY protocol and TLS": {secured, true}} {
+		t.Run(name, func(t *testing.T) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			must(t, err)
+			s := &http1.Server{TLS: way.tls, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				io.WriteString(w, "half")
+				if r.URL.Path == "/cut" {
+					must(t, http.NewResponseController(w).Flush())
+					panic(http.ErrAbortHandler)
+				}
+			})}
+			if way.proxied {
+				go s.Serve(wrapped{l})
+			} else {
+				go s.Serve(l)
+			}
+			defer s.Close()
+			for _, path := range []string{"/whole", "/cut"} {
+				c, err := net.Dial("tcp", l.Addr().String())
+				must(t, err)
+				defer c.Close()
+				if way.tls != nil {
+					c = tls.Client(c, &tls.Config{InsecureSkipVerify: true})
+				}
+				must(t, c.SetDeadline(time.Now().Add(machine.Patience)))
+				_, err = io.WriteString(c, "GET "+path+" HTTP/1.0\r\n\r\n")
+				must(t, err)
+				if answer, err := io.ReadAll(c); (err != nil) != (path == "/cut") {
+					t.Errorf("%s: %q, %v", path, answer, err)
+				}
+			}
+		})
+	}
+}

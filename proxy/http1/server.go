@@ -427,11 +427,13 @@ func (c *conn) handle(h http.HandlerFunc, unread bool) (again bool) {
 		if fault := recover(); fault != nil {
 			c.handling.Store(0)
 			c.request.abandon()
-			if c.plain != nil {
-				// No reader may take what it has got for the whole. A client that has sent this request before it had the
-				// answer to the one before loses what it has not read of that: RFC 9112, section 9.3.2, has it ask again.
-				_ = c.plain.tcp.SetLinger(0)
+			// No reader may take what it has got for the whole, so there is no FIN, and of TLS no close_notify. A client that
+			// has sent this request before it had the answer to the one before loses what it has not read of that: RFC 9112,
+			// section 9.3.2, has it ask again.
+			if c.wire != nil {
+				_ = c.wire.tcp.SetLinger(0)
 			}
+			c.accepted.Close()
 			if fault != http.ErrAbortHandler {
 				logger := c.server.ErrorLog
 				if logger == nil {
