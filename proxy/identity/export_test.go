@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // Timing shortens what a key set waits for.
@@ -76,9 +78,9 @@ func PresetTable() []string {
 func (a *Authenticator) ReloadKeys() error { return a.sessions.reload() }
 
 // TellStore tells the store what it lacks, as if it had been read from began on, and nothing been found.
-func (r *Revocations) TellStore(ctx context.Context, began time.Time) error {
-	r.nats.mu.Lock()
-	kv := r.nats.kv
-	r.nats.mu.Unlock()
+func (r *Revocations) TellStore(ctx context.Context, kv jetstream.KeyValue, began time.Time) error {
 	return r.nats.tell(ctx, kv, map[string]bool{}, began)
 }
+
+// FollowsStore is whether it may still read the store by itself.
+func (r *Revocations) FollowsStore() bool { return !r.nats.conn.IsClosed() }

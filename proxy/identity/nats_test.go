@@ -1,6 +1,7 @@
 package identity_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/url"
@@ -313,11 +314,18 @@ func TestNATSWrittenToWithoutRest(t *testing.T) {
 // deleted since.
 func TestNATSToldWhatItLost(t *testing.T) {
 	running := startNATS(t)
-	r := openRevocations(t, identity.RevocationConfig{Store: running.url()}, nil)
+	ctx, end := context.WithCancel(t.Context())
+	defer end()
+	r, err := identity.OpenRevocations(ctx, identity.RevocationConfig{Store: running.url()}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	eventually(t, "it to share", shared(r))
 	kv, js := bucket(t, running.url(), "sluice_revocations")
 	before := time.Now()
 	v := add(t, r, identity.Revocation{Issuer: "i", Session: "env-42"})
+	end()
+	eventually(t, "it to read nothing by itself", func() bool { return !r.FollowsStore() })
 	stream, err := js.Stream(t.Context(), "KV_sluice_revocations")
 	if err != nil {
 		t.Fatal(err)
@@ -329,7 +337,7 @@ func TestNATSToldWhatItLost(t *testing.T) {
 		began time.Time
 		told  bool
 	}{{before, false}, {time.Now(), true}} {
-		if err := r.TellStore(t.Context(), test.began); err != nil {
+		if err := r.TellStore(t.Context(), kv, test.began); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := kv.Get(t.Context(), v.ID); (err == nil) != test.told {
