@@ -382,6 +382,9 @@ func (s *storm) onlyOf(a *ask, what string, text []byte) {
 }
 
 func (a *ask) String() string {
+	if a == nil {
+		return "none"
+	}
 	return strings.Join(strings.Fields(fmt.Sprintln(a.id, a.of.name, a.kind, a.form, a.size, a.wrong, a.fate, a.leaves)), " ")
 }
 
@@ -967,7 +970,7 @@ func (s *storm) judgeOne(a *ask, e *audit.Event) (sort string) {
 	case a.leaves != "":
 		return "left"
 	case e == nil:
-		s.problem("%v has no event; answered: %v", a, a.early)
+		s.problem("%v has no event; answered: %v; it came after %v", a, a.early, a.after)
 	case revoked && a.disturbed:
 		return "disturbed"
 	case revoked && a.era%4 == 2:
@@ -980,7 +983,7 @@ func (s *storm) judgeOne(a *ask, e *audit.Event) (sort string) {
 	case e.Outcome != d.outcome || e.Error != d.code || e.Status != d.status:
 		s.problem("%v: the event says %s %q %d, not %s %q %d:%s", a, e.Outcome, e.Error, e.Status, d.outcome, d.code, d.status, s.logged(e.ID))
 	case d.arrives != (arrived > 0) || arrived > 1 && a.fate != "is reset":
-		s.problem("%v arrived %d times", a, arrived)
+		s.problem("%v arrived %d times:%s", a, arrived, s.logged(e.ID))
 	case d.outcome == audit.Aborted:
 		if a.answered || !bytes.HasPrefix(a.content(), a.body) {
 			s.problem("%v was not cut, or is not its own: %.100q", a, a.body)
