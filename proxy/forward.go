@@ -152,6 +152,11 @@ func (b *Backend) exchange(ctx context.Context, out *http.Request, room *http1.R
 		return t.Exchange(ctx, out, room)
 	}
 	r, err := b.Transport.RoundTrip(out.WithContext(ctx))
+	// net/http gives a connection on as soon as it has read an answer without a body, and ends it when the request whose
+	// answer that was ends before it is told. The next request on it then fails for a client that is not its own.
+	if errors.Is(err, context.Canceled) && ctx.Err() == nil && out.Body == nil && (out.Method == http.MethodGet || out.Method == http.MethodHead) {
+		r, err = b.Transport.RoundTrip(out.WithContext(ctx))
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -198,7 +203,11 @@ func (c *call) relay(answer *http1.Answer) error {
 	if c.in.Method == http.MethodHead || !bodyAllowed(answer.StatusCode) {
 		return nil
 	}
-	return c.stream(body, answer.ContentLength < 0)
+	err := c.stream(body, answer.ContentLength < 0)
+	if _, gone := errors.AsType[*clientGone](err); gone && c.out.bytes == answer.ContentLength {
+		return nil // it left with all that it came for, before the backend's body was seen to end
+	}
+	return err
 }
 
 func bodyAllowed(status int) bool {

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -820,4 +821,73 @@ func TestListingsShowOnlyWhatOneMayRead(t *testing.T) {
 		t.Errorf("%s %s", response.Status, body)
 	}
 	check(t, r.event(), map[string]any{"outcome": "refused"})
+}
+
+// endsForAnother ends each first request for a context that is not the request's, as net/http's transport may.
+type endsForAnother struct {
+	http.RoundTripper
+	asked atomic.Int32
+}
+
+func (t *endsForAnother) RoundTrip(r *http.Request) (*http.Response, error) {
+	if t.asked.Add(1) == 1 {
+		return nil, context.Canceled
+	}
+	return t.RoundTripper.RoundTrip(r)
+}
+
+func TestEndedForAnother(t *testing.T) {
+	for method, want := range map[string]struct {
+		status int
+		asked  int32
+	}{"GET": {200, 2}, "HEAD": {200, 2}, "DELETE": {503, 1}} {
+		t.Run(method, func(t *testing.T) {
+			transport := &endsForAnother{RoundTripper: &http.Transport{}}
+			r := newRig(t, rigOptions{configure: func(c *proxy.Config) { c.Backends[0].Transport = transport }})
+			response, body := r.do(r.request(method, "/artifacts/web/k", nil))
+			if asked := transport.asked.Load(); response.StatusCode != want.status || asked != want.asked {
+				t.Errorf("%s %s, asked %d times", response.Status, body, asked)
+			}
+			check(t, r.event(), map[string]any{"status": want.status})
+		})
+	}
+}
+
+// unending is a body whose end is not seen before its request's is.
+type unending struct {
+	content io.Reader
+	ended   context.Context
+}
+
+func (u unending) Read(p []byte) (int, error) {
+	if n, _ := u.content.Read(p); n > 0 {
+		return n, nil
+	}
+	<-u.ended.Done()
+	return 0, u.ended.Err()
+}
+
+func (u unending) Close() error { return nil }
+
+type answersUnending struct{ size int64 }
+
+func (a answersUnending) RoundTrip(r *http.Request) (*http.Response, error) {
+	content := io.LimitReader(strings.NewReader(strings.Repeat("x", 64<<10)), a.size)
+	return &http.Response{StatusCode: 200, Status: "200 OK", Header: http.Header{}, ContentLength: 64 << 10, Body: unending{content, r.Context()}}, nil
+}
+
+// A client may leave as soon as it has the last byte.
+func TestLeavesWithAllItCameFor(t *testing.T) {
+	for size, outcome := range map[int64]string{64 << 10: "completed", 64<<10 - 1: "aborted"} {
+		r := newRig(t, rigOptions{configure: func(c *proxy.Config) { c.Backends[0].Transport = answersUnending{size} }})
+		request := r.request("GET", "/artifacts/web/k", nil)
+		request.Close = true // or it would keep the connection for another
+		ctx, leave := context.WithCancel(t.Context())
+		response, err := http.DefaultClient.Do(request.WithContext(ctx))
+		must(t, err)
+		_, err = io.CopyN(io.Discard, response.Body, size)
+		must(t, err)
+		leave()
+		check(t, r.event(), map[string]any{"outcome": outcome, "bytes_out": int(size)})
+	}
 }
