@@ -389,7 +389,8 @@ func (a *ask) String() string {
 }
 
 // compose makes up the next ask; alike = one of that caller, as others of its connection are; behind = sent before the ask
-// before it is answered. A reset takes along what has not left yet of that answer, so none comes to what is behind.
+// before it is answered. A reset takes along what has not left yet of that answer, so none comes to what is behind: it is not
+// cut short, not revoked, and no upload that nobody wants.
 func (s *storm) compose(random *rand.Rand, alike *caller, behind bool) *ask {
 	pick := func(of ...string) string { return of[random.IntN(len(of))] }
 	a := &ask{of: s.callers[random.IntN(len(s.callers))], extra: random.IntN(2) == 0}
@@ -429,7 +430,7 @@ func (s *storm) compose(random *rand.Rand, alike *caller, behind bool) *ask {
 			a.fate = pick("is slow", "is refused", "is reset")
 		}
 	}
-	if behind && a.fate == "is cut short" {
+	if behind && a.kind == "PutObject" && a.fate != "is slow" || behind && a.fate == "is cut short" {
 		a.fate = "goes well"
 	}
 	switch {
@@ -443,6 +444,9 @@ func (s *storm) compose(random *rand.Rand, alike *caller, behind bool) *ask {
 		if a.alike && a.wrong == "a bad token" {
 			a.wrong = ""
 		}
+	}
+	if behind && a.kind == "PutObject" {
+		a.wrong = ""
 	}
 	if random.IntN(8) == 0 {
 		a.leaves = pick("in the head", "in the body", "before the answer", "in the answer", "in the answer")
