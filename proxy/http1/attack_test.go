@@ -149,3 +149,29 @@ func TestCutAnswerIsNotWhole(t *testing.T) {
 		})
 	}
 }
+
+// The time that is left for a body nobody wanted is not that of the requests which were sent behind it.
+func TestDrainedInTime(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	s := &http1.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { // which has no time for heads
+		if r.URL.Path == "/slow" {
+			time.Sleep(600 * time.Millisecond) // what is tested is that time passes: more than lingerFor
+		}
+		io.WriteString(w, r.URL.Path)
+	})}
+	go s.Serve(l)
+	defer s.Close()
+	c, in := raw(t, l.Addr().String(), "PUT /unwanted HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhelloGET /slow HTTP/1.1\r\nHost: h\r\n\r\nGET /last HT")
+	for _, path := range []string{"/unwanted", "/slow", "/last"} {
+		if path == "/last" {
+			_, err := io.WriteString(c, "TP/1.1\r\nHost: h\r\n\r\n")
+			must(t, err)
+		}
+		response, err := http.ReadResponse(in, nil)
+		must(t, err)
+		if body, err := io.ReadAll(response.Body); err != nil || string(body) != path {
+			t.Errorf("%q, %v, want %q", body, err, path)
+		}
+	}
+}

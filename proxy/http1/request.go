@@ -362,6 +362,7 @@ func (r *request) finish() int {
 		n, err := b.Read(*buf)
 		drained += n
 		if b.done {
+			r.conn.deadline(time.Time{}) // was for this body alone; the next request may be here already
 			return bodyRead
 		}
 		if err != nil {
