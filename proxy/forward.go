@@ -154,7 +154,7 @@ func (b *Backend) exchange(ctx context.Context, out *http.Request, room *http1.R
 	r, err := b.Transport.RoundTrip(out.WithContext(ctx))
 	// net/http gives a connection on as soon as it has read an answer without a body, and ends it when the request whose
 	// answer that was ends before it is told. The next request on it then fails for a client that is not its own.
-	if errors.Is(err, context.Canceled) && ctx.Err() == nil && out.Body == nil && (out.Method == http.MethodGet || out.Method == http.MethodHead) {
+	if errors.Is(err, context.Canceled) && ctx.Err() == nil && http1.Replayable(out) {
 		r, err = b.Transport.RoundTrip(out.WithContext(ctx))
 	}
 	if err != nil {

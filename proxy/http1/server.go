@@ -373,7 +373,7 @@ func (c *conn) await() bool {
 				c.rwc.SetReadDeadline(c.idleTill)
 			}
 		} else if c.hurried {
-			c.deadline(time.Time{}) // of the request before, for its head or what was left of its body
+			c.deadline(time.Time{}) // of the request before, for its head
 		}
 		if c.response.pending() && c.plain != nil {
 			if !c.answerAndAwait() {

@@ -134,7 +134,7 @@ func (t *Transport) Exchange(ctx context.Context, r *http.Request, room *Room) (
 		}
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
-		} else if err == errStale || reused && untouched && replayable(r) {
+		} else if err == errStale || reused && untouched && Replayable(r) {
 			continue // the backend hung up as we wrote: every such try uses an idle connection up
 		}
 		closeBody(r)
@@ -162,8 +162,8 @@ func closeBody(r *http.Request) {
 	}
 }
 
-// replayable is net/http's rule: what may have been done already is not done again.
-func replayable(r *http.Request) bool {
+// Replayable is net/http's rule: what may have been done already is not done again.
+func Replayable(r *http.Request) bool {
 	return !hasBody(r) && (r.Method == http.MethodGet || r.Method == http.MethodHead || r.Method == http.MethodOptions)
 }
 
